@@ -1,0 +1,281 @@
+-- filemark: files and their generations
+--
+-- A file is known by (pipeline, file_url); its content by the etag. A new etag on a file that nobody is
+-- processing starts a new generation: pending again, nothing left of the old content's progress. While
+-- the file is being processed the new content is only noted (superseded_by), and whatever ends the claim
+-- starts the generation: no worker ever resumes a cursor over other content.
+
+-- Starts the next generation of a file whose row the caller has locked. p_content is an entry as
+-- register_files takes it; what it does not say stays, but the size, which is then unknown. p_claim_ended
+-- says how the running claim ended, if there is one.
+create function filemark.start_generation(
+  p_pipeline text,
+  p_file_url text,
+  p_content jsonb,
+  p_now timestamptz,
+  p_actor text = null,
+  p_claim_ended text = 'lost'
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_old record;
+begin
+  select f.etag, f.generation, f.status, f.items_processed
+    into v_old
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url;
+
+  delete from filemark.checkpoint_history h where h.pipeline = p_pipeline and h.file_url = p_file_url;
+
+  update filemark.file_checkpoints f
+     set generation = f.generation + 1,
+         etag = p_content ->> 'etag',
+         file_type = coalesce(p_content ->> 'file_type', f.file_type),
+         file_timestamp = coalesce((p_content ->> 'file_timestamp')::timestamptz, f.file_timestamp),
+         size_bytes = (p_content ->> 'size_bytes')::bigint,
+         metadata = coalesce(nullif(p_content -> 'metadata', 'null'), f.metadata),
+         priority = coalesce((p_content ->> 'priority')::int, f.priority),
+         available_at = coalesce((p_content ->> 'available_at')::timestamptz, p_now),
+         superseded_by = null,
+         status = 'pending',
+         claim_ended = case when f.status = 'processing' then p_claim_ended else f.claim_ended end,
+         lease_expires_at = null,
+         lease_check_at = null,
+         attempts = 0,
+         cursor = null,
+         items_processed = 0,
+         items_total = null,
+         accumulated_results = null,
+         checkpoint_seq = 0,
+         checkpointed_at = null,
+         history_length = 0,
+         records_total = 0,
+         records_filtered = 0,
+         records_persisted = 0,
+         records_rejected = 0,
+         processing_time_ms = null,
+         error_message = null,
+         error = null,
+         completed_at = null
+   where f.pipeline = p_pipeline and f.file_url = p_file_url;
+
+  perform filemark.record_event(
+    p_pipeline, p_file_url, 'overwritten', p_actor, null,
+    jsonb_build_object('old_etag', v_old.etag, 'new_etag', p_content ->> 'etag',
+                       'generation', v_old.generation + 1, 'old_status', v_old.status,
+                       'old_items_processed', v_old.items_processed));
+end
+$$;
+
+-- Takes in that a file, whose row the caller has locked, was seen with other content: gives it its first
+-- etag, notes the content, or starts a generation. Answers whether the file has a new generation now or
+-- will have one when its claim ends.
+create function filemark.note_content(
+  p_file filemark.file_checkpoints,
+  p_content jsonb,
+  p_on_overwrite text,
+  p_now timestamptz,
+  p_actor text = null
+)
+returns boolean
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_etag text := p_content ->> 'etag';
+begin
+  if v_etag is null or v_etag = p_file.etag then
+    return false;
+  elsif p_file.etag is null then
+    update filemark.file_checkpoints f
+       set etag = v_etag
+     where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+    return false;
+  elsif p_on_overwrite = 'ignore' or v_etag = p_file.superseded_by ->> 'etag' then
+    return false;
+  elsif p_file.status = 'processing' then
+    update filemark.file_checkpoints f
+       set superseded_by = p_content
+     where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+    return true;
+  else
+    perform filemark.start_generation(p_file.pipeline, p_file.file_url, p_content, p_now, p_actor);
+    return true;
+  end if;
+end
+$$;
+
+-- Raises PT400 for the first text under p_key in p_files that is not a finite timestamp.
+create function filemark.check_times(p_files jsonb, p_key text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_file record;
+begin
+  -- All in one pass; only when that fails, one by one, to name the culprit.
+  if (select bool_and(isfinite((e.entry ->> p_key)::timestamptz)) from jsonb_array_elements(p_files) e (entry))
+     is not false then
+    return;
+  end if;
+  raise datetime_field_overflow;
+exception
+  when data_exception then
+    for v_file in
+      select e.entry ->> p_key as value, e.position - 1 as index
+        from jsonb_array_elements(p_files) with ordinality e (entry, position)
+       where e.entry ->> p_key is not null
+    loop
+      begin
+        if isfinite(v_file.value::timestamptz) then
+          continue;
+        end if;
+      exception
+        when data_exception then
+          null;
+      end;
+      perform filemark.refuse_argument(
+        format('p_files[%s].%s', v_file.index, p_key), v_file.value, 'a finite timestamp');
+    end loop;
+end
+$$;
+
+-- Raises PT400 for the first entry of p_files that is not what register_files takes, PT413 for too many.
+create function filemark.check_files(p_files jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_bad record;
+begin
+  if jsonb_typeof(p_files) is distinct from 'array' then
+    perform filemark.refuse_argument('p_files', p_files::text, 'a JSON array of objects');
+  elsif jsonb_array_length(p_files) > 10000 then
+    perform filemark.refuse_size('p_files', jsonb_array_length(p_files), 10000, 'files');
+  end if;
+
+  select e.position - 1 as index, e.entry, checked.verdict[1] as key, checked.verdict[2] as allowed
+    into v_bad
+    from jsonb_array_elements(p_files) with ordinality e (entry, position)
+   cross join lateral (
+     select case
+       when jsonb_typeof(e.entry) <> 'object' then
+         array[null, 'an object']
+       when e.entry - '{file_url,file_type,file_timestamp,etag,size_bytes,priority,available_at,metadata}'::text[]
+            <> '{}' then
+         array[null, 'an object with the keys file_url, file_type, file_timestamp, etag, size_bytes, priority, '
+                     'available_at and metadata only']
+       when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
+            or octet_length(e.entry ->> 'file_url') not between 1 and 2048 then
+         array['file_url', 'a text of 1 to 2048 bytes']
+       when jsonb_typeof(e.entry -> 'file_type') is distinct from 'string'
+            or octet_length(e.entry ->> 'file_type') not between 1 and 100 then
+         array['file_type', 'a text of 1 to 100 bytes']
+       when jsonb_typeof(e.entry -> 'file_timestamp') is distinct from 'string' then
+         array['file_timestamp', 'a finite timestamp']
+       when jsonb_typeof(e.entry -> 'etag') not in ('string', 'null')
+            or octet_length(e.entry ->> 'etag') not between 1 and 1024 then
+         array['etag', 'a text of 1 to 1024 bytes, or null']
+       when jsonb_typeof(e.entry -> 'size_bytes') not in ('number', 'null')
+            or (e.entry ->> 'size_bytes')::numeric not between 0 and 9223372036854775807
+            or (e.entry ->> 'size_bytes')::numeric % 1 <> 0 then
+         array['size_bytes', 'a whole number of bytes, or null']
+       when jsonb_typeof(e.entry -> 'priority') not in ('number', 'null')
+            or (e.entry ->> 'priority')::numeric not between -2147483648 and 2147483647
+            or (e.entry ->> 'priority')::numeric % 1 <> 0 then
+         array['priority', 'a whole number from -2147483648 to 2147483647, or null']
+       when jsonb_typeof(e.entry -> 'available_at') not in ('string', 'null') then
+         array['available_at', 'a finite timestamp, or null']
+       when jsonb_typeof(e.entry -> 'metadata') not in ('object', 'null') then
+         array['metadata', 'an object, or null']
+       end
+   ) as checked (verdict)
+   where checked.verdict is not null
+   limit 1;
+  if found then
+    perform filemark.refuse_argument(
+      format('p_files[%s]', v_bad.index) || coalesce('.' || v_bad.key, ''),
+      case when v_bad.key is null then v_bad.entry::text else v_bad.entry ->> v_bad.key end,
+      v_bad.allowed);
+  end if;
+
+  perform filemark.check_times(p_files, 'file_timestamp');
+  perform filemark.check_times(p_files, 'available_at');
+end
+$$;
+
+-- Makes files known: new ones become pending, ones with a new etag start a new generation (or are noted to,
+-- while they are processed), the rest is left as it is. Of two entries with one file_url the later counts.
+-- Rows are inserted and locked in key order; a repeat finds everything unchanged.
+create function public.register_files(p_files jsonb, p_pipeline text = 'default')
+returns table (registered bigint, new_generations bigint, unchanged bigint)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_on_overwrite text;
+  v_known filemark.file_checkpoints;
+  v_content jsonb;
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100);
+  perform filemark.check_files(p_files);
+  perform filemark.ensure_pipeline(p_pipeline);
+
+  insert into filemark.file_checkpoints (
+    pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
+  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes, coalesce(e.priority, 0),
+         coalesce(e.available_at, v_now), coalesce(nullif(e.metadata, 'null'), '{}'), v_now
+    from (
+      select distinct on (r.file_url collate "C") r.*
+        from rows from (
+          jsonb_to_recordset(p_files) as (
+            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes bigint,
+            priority int, available_at timestamptz, metadata jsonb)
+        ) with ordinality as r (
+            file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
+       order by r.file_url collate "C", r.position desc
+    ) e
+      on conflict (pipeline, file_url) do nothing;
+  get diagnostics registered = row_count;
+  new_generations := 0;
+
+  -- Those that were known, and came with an etag that is not the one they have.
+  if registered < jsonb_array_length(p_files) then
+    select p.on_overwrite into v_on_overwrite from filemark.pipelines p where p.pipeline = p_pipeline;
+    for v_content in
+      select latest.entry
+        from (
+          select distinct on ((e.entry ->> 'file_url') collate "C") e.entry
+            from jsonb_array_elements(p_files) with ordinality e (entry, position)
+           order by (e.entry ->> 'file_url') collate "C", e.position desc
+        ) latest
+        join filemark.file_checkpoints f
+          on f.pipeline = p_pipeline and f.file_url = latest.entry ->> 'file_url'
+       where latest.entry ->> 'etag' <> coalesce(f.etag, '')
+       order by f.file_url
+    loop
+      select f.* into v_known
+        from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = v_content ->> 'file_url'
+         for no key update;
+      if filemark.note_content(v_known, v_content, v_on_overwrite, v_now) then
+        new_generations := new_generations + 1;
+      end if;
+    end loop;
+  end if;
+
+  unchanged := jsonb_array_length(p_files) - registered - new_generations;
+  return next;
+end
+$$;
+
+comment on function public.register_files(jsonb, text) is
+  'Makes files known to a pipeline: [{file_url, file_type, file_timestamp, etag?, size_bytes?, priority?, '
+  'available_at?, metadata?}, …], at most 10,000. New ones become pending; a new etag starts a new generation.';

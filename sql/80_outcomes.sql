@@ -1,0 +1,410 @@
+-- filemark: how a claim ends
+--
+-- Completed, failed or released, always by the holder of the token. The row remembers how its last claim
+-- ended (claim_ended), so that a repeat by the same token is answered as the first call was. If newer
+-- content was noted meanwhile, the end of the claim is the start of the next generation.
+
+-- Finishes claims, given in key order, and answers each: completed, already_completed, superseded or
+-- claim_lost. One lost claim undoes nothing else.
+create function filemark.complete_files(p_pipeline text, p_completions filemark.completion[])
+returns table (file_url text, outcome text)
+language plpgsql
+set search_path = ''
+-- A plan made while the table was small must not read all of it when it has grown.
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_done text[];
+  v_left record;
+begin
+  with done as (
+    update filemark.file_checkpoints f
+       set status = 'completed',
+           claim_ended = 'completed',
+           lease_expires_at = null,
+           lease_check_at = null,
+           etag = coalesce(f.etag, c.etag),
+           records_total = c.records_total,
+           records_filtered = c.records_filtered,
+           records_persisted = greatest(f.records_persisted, c.records_persisted),
+           processing_time_ms = coalesce(c.processing_time_ms,
+                                         extract(epoch from v_now - f.started_at) * 1000),
+           accumulated_results = coalesce(c.accumulated_results, f.accumulated_results),
+           error_message = null,
+           error = null,
+           completed_at = v_now
+      from unnest(p_completions) c
+     where f.pipeline = p_pipeline
+       and f.file_url = c.file_url
+       and f.claim_token = c.claim_token
+       and f.status = 'processing'
+       and f.superseded_by is null
+       and (c.etag is null or f.etag is null or c.etag = f.etag
+            or (select p.on_overwrite = 'ignore' from filemark.pipelines p where p.pipeline = p_pipeline))
+    returning f.file_url
+  )
+  select array_agg(d.file_url::text) into v_done from done d;
+  return query select unnest(v_done), 'completed';
+
+  -- What is left: content that changed meanwhile, repeats, claims that were lost.
+  for v_left in
+    select c.file_url, c.claim_token, c.etag from unnest(p_completions) c
+     where c.file_url <> all (coalesce(v_done, '{}'))
+  loop
+    file_url := v_left.file_url;
+    outcome := filemark.complete_changed_file(p_pipeline, file_url, v_left.claim_token, v_left.etag, v_now);
+    return next;
+  end loop;
+end
+$$;
+
+-- Answers for a completion that could not simply be made: starts the next generation when the content
+-- changed while it was processed, recognises a repeat, or finds the claim lost.
+create function filemark.complete_changed_file(
+  p_pipeline text,
+  p_file_url text,
+  p_claim_token bigint,
+  p_etag text,
+  p_now timestamptz
+)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_file filemark.file_checkpoints;
+begin
+  select f.* into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url and f.claim_token = p_claim_token
+     for no key update;
+  if not found then
+    return 'claim_lost';
+  elsif v_file.status = 'processing' then
+    perform filemark.start_generation(
+      p_pipeline, p_file_url, coalesce(v_file.superseded_by, jsonb_build_object('etag', p_etag)), p_now,
+      v_file.processed_by, 'superseded');
+    return 'superseded';
+  else
+    return case v_file.claim_ended
+      when 'completed' then 'already_completed'
+      when 'superseded' then 'superseded'
+      else 'claim_lost'
+    end;
+  end if;
+end
+$$;
+
+-- Refuses what cannot be said of a finished file. p_prefix stands before the names in the message.
+create function filemark.check_completion(p_completion filemark.completion, p_pipeline text, p_prefix text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_max constant bigint := 9223372036854775807;
+begin
+  perform filemark.check_text(p_prefix || 'file_url', p_completion.file_url, 2048),
+          filemark.check_number(p_prefix || 'claim_token', p_completion.claim_token, 1, v_max),
+          filemark.check_number(p_prefix || 'records_total', p_completion.records_total, 0, v_max),
+          filemark.check_number(p_prefix || 'records_filtered', p_completion.records_filtered, 0, v_max),
+          filemark.check_number(p_prefix || 'records_persisted', p_completion.records_persisted, 0, v_max),
+          filemark.check_number(p_prefix || 'processing_time_ms', coalesce(p_completion.processing_time_ms, 0), 0, v_max),
+          filemark.check_text(p_prefix || 'etag', coalesce(p_completion.etag, '-'), 1024);
+  if p_completion.accumulated_results is not null then
+    perform filemark.check_size(
+      p_prefix || 'accumulated_results', p_completion.accumulated_results,
+      (select p.results_limit_bytes from filemark.pipelines p where p.pipeline = p_pipeline));
+  end if;
+end
+$$;
+
+-- Marks the file as done. Answers completed; already_completed for a repeat by the same token; superseded when
+-- newer content was seen meanwhile or p_etag, the etag actually read, is not the claimed one: the file is then
+-- pending again as a new generation. Counts are totals of the whole file; what persist_records counted is
+-- never lowered. Null p_processing_time_ms is measured from the claim.
+create function public.complete_file(
+  p_file_url text,
+  p_claim_token bigint,
+  p_records_total bigint = 0,
+  p_records_filtered bigint = 0,
+  p_records_persisted bigint = 0,
+  p_processing_time_ms bigint = null,
+  p_accumulated_results jsonb = null,
+  p_etag text = null,
+  p_pipeline text = 'default'
+)
+returns table (outcome text)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_completion filemark.completion := (
+    p_file_url, p_claim_token, p_records_total, p_records_filtered, p_records_persisted,
+    p_processing_time_ms, p_accumulated_results, p_etag);
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100),
+          filemark.check_completion(v_completion, p_pipeline, 'p_');
+  select c.outcome into outcome from filemark.complete_files(p_pipeline, array[v_completion]) c;
+  if outcome = 'claim_lost' then
+    perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
+  end if;
+  return next;
+end
+$$;
+
+comment on function public.complete_file(text, bigint, bigint, bigint, bigint, bigint, jsonb, text, text) is
+  'Marks a claimed file as done: completed, already_completed for a repeat, or superseded when newer content '
+  'was seen meanwhile and the file is pending again.';
+
+-- When a failed attempt is tried again: base x 2^(attempts - 1) seconds, capped, give or take the jitter.
+create function filemark.backoff(p_settings filemark.pipelines, p_attempts int)
+returns interval
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  return make_interval(secs => least(
+    p_settings.backoff_max_seconds,
+    least(p_settings.backoff_base_seconds * 2.0 ^ least(p_attempts - 1, 30), p_settings.backoff_max_seconds)
+      * (1 + p_settings.backoff_jitter * (2 * random() - 1))));
+end
+$$;
+
+-- Gives the file back with an error. With budget left and p_retryable it is tried again after the backoff, or
+-- after p_retry_after_seconds; otherwise it is a dead letter. If newer content was noted, that is next.
+-- Answers the file's new state; a repeat by the same token answers the same.
+create function public.fail_file(
+  p_file_url text,
+  p_claim_token bigint,
+  p_error_message text,
+  p_retryable boolean = true,
+  p_error jsonb = null,
+  p_retry_after_seconds int = null,
+  p_pipeline text = 'default'
+)
+returns table (status text, attempts int, available_at timestamptz)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_settings filemark.pipelines;
+  v_file filemark.file_checkpoints;
+  v_is_final boolean;
+  v_due timestamptz;
+begin
+  perform filemark.check_text('p_error_message', p_error_message, 65536),
+          filemark.check_number('p_retry_after_seconds', coalesce(p_retry_after_seconds, 0), 0, 31536000),
+          filemark.check_size('p_error', p_error, 1048576);
+  if p_retryable is null then
+    perform filemark.refuse_argument('p_retryable', null, 'true or false');
+  end if;
+
+  select f.* into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url and f.claim_token = p_claim_token
+     for no key update;
+  if not found or v_file.claim_ended <> 'failed' then
+    perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
+  end if;
+
+  if v_file.status = 'processing' then
+    select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
+    v_is_final := not p_retryable or v_file.attempts >= v_settings.max_attempts;
+    v_due := v_now + coalesce(make_interval(secs => p_retry_after_seconds),
+                              filemark.backoff(v_settings, v_file.attempts));
+    perform filemark.record_event(
+      p_pipeline, p_file_url, 'failed', v_file.processed_by, null,
+      jsonb_build_object('claim_token', p_claim_token, 'attempts', v_file.attempts, 'error_message', p_error_message,
+                         'error', p_error, 'items_processed', v_file.items_processed));
+    if v_file.superseded_by is not null then
+      perform filemark.start_generation(
+        p_pipeline, p_file_url, v_file.superseded_by, v_now, v_file.processed_by, 'failed');
+    else
+      update filemark.file_checkpoints f
+         set status = case when v_is_final then 'dead_letter' else 'failed' end,
+             claim_ended = 'failed',
+             lease_expires_at = null,
+             lease_check_at = null,
+             available_at = case when v_is_final then f.available_at else v_due end,
+             error_message = p_error_message,
+             error = p_error
+       where f.pipeline = p_pipeline and f.file_url = p_file_url;
+      if v_is_final then
+        perform filemark.record_event(
+          p_pipeline, p_file_url, 'dead_lettered', v_file.processed_by,
+          case when p_retryable then 'max_attempts_exceeded' else 'not_retryable' end,
+          jsonb_build_object('attempts', v_file.attempts, 'error_message', p_error_message));
+      end if;
+    end if;
+  end if;
+
+  return query
+  select f.status, f.attempts, case when f.status in ('pending', 'failed') then f.available_at end
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url;
+end
+$$;
+
+comment on function public.fail_file(text, bigint, text, boolean, jsonb, int, text) is
+  'Gives a claimed file back with an error: failed with the time of its retry, or dead_letter when the budget is '
+  'spent or the error is not retryable.';
+
+-- Gives the file back at once, with its checkpoint, its place in the queue and the attempt it was charged:
+-- for a shutdown or a time budget that ends. A repeat by the same token changes nothing.
+create function public.release_file(p_file_url text, p_claim_token bigint, p_pipeline text = 'default')
+returns void
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_file filemark.file_checkpoints;
+begin
+  select f.* into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url and f.claim_token = p_claim_token
+     for no key update;
+  if v_file.claim_ended = 'released' then
+    return;
+  elsif v_file.status is distinct from 'processing' then
+    perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
+  end if;
+
+  if v_file.superseded_by is not null then
+    perform filemark.start_generation(
+      p_pipeline, p_file_url, v_file.superseded_by, clock_timestamp(), v_file.processed_by, 'released');
+  else
+    update filemark.file_checkpoints f
+       set status = 'pending',
+           claim_ended = 'released',
+           lease_expires_at = null,
+           lease_check_at = null,
+           attempts = f.attempts - 1
+     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  end if;
+  perform filemark.record_event(
+    p_pipeline, p_file_url, 'released', v_file.processed_by, null,
+    jsonb_build_object('claim_token', p_claim_token, 'items_processed', v_file.items_processed));
+end
+$$;
+
+comment on function public.release_file(text, bigint, text) is
+  'Gives a claimed file back at once, keeps its checkpoint and refunds the attempt.';
+
+-- The completions in p_completions, checked, with their defaults, in key order.
+create function filemark.parse_completions(p_completions jsonb, p_pipeline text)
+returns filemark.completion[]
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_bad record;
+  v_completions filemark.completion[];
+begin
+  if jsonb_typeof(p_completions) is distinct from 'array' then
+    perform filemark.refuse_argument('p_completions', p_completions::text, 'a JSON array of objects');
+  elsif jsonb_array_length(p_completions) > 100 then
+    perform filemark.refuse_size('p_completions', jsonb_array_length(p_completions), 100, 'completions');
+  end if;
+
+  select e.position - 1 as index, e.entry, checked.verdict
+    into v_bad
+    from jsonb_array_elements(p_completions) with ordinality e (entry, position)
+   cross join lateral (
+     select case
+       when jsonb_typeof(e.entry) <> 'object'
+            or e.entry - '{file_url,claim_token,records_total,records_filtered,records_persisted,'
+                         'processing_time_ms,accumulated_results,etag}'::text[] <> '{}' then
+         'an object with the keys file_url, claim_token, records_total, records_filtered, records_persisted, '
+         'processing_time_ms, accumulated_results and etag only'
+       when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
+            or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
+         'an object with texts as file_url and etag'
+       when concat_ws(' ', e.entry ->> 'claim_token', e.entry ->> 'records_total', e.entry ->> 'records_filtered',
+                      e.entry ->> 'records_persisted', e.entry ->> 'processing_time_ms') !~ '^(\d{1,18} ?)+$' then
+         'an object with a claim_token, and whole numbers of 0 or more as counts and time'
+       end
+   ) as checked (verdict)
+   where checked.verdict is not null
+   limit 1;
+  if found then
+    perform filemark.refuse_argument(
+      format('p_completions[%s]', v_bad.index), v_bad.entry::text, v_bad.verdict);
+  end if;
+
+  if (select count(distinct e.entry ->> 'file_url') from jsonb_array_elements(p_completions) e (entry))
+     < jsonb_array_length(p_completions) then
+    perform filemark.refuse_argument('p_completions', p_completions::text, 'an array that names each file_url once');
+  end if;
+
+  v_completions := array(
+    select (c.file_url, c.claim_token, coalesce(c.records_total, 0), coalesce(c.records_filtered, 0),
+            coalesce(c.records_persisted, 0), c.processing_time_ms,
+            nullif(c.accumulated_results, 'null'), c.etag)::filemark.completion
+      from jsonb_populate_recordset(null::filemark.completion, p_completions) c
+     order by c.file_url collate "C");
+  perform filemark.check_completion(c, p_pipeline, format('p_completions[%s].', c.file_url))
+     from unnest(v_completions) c;
+  return v_completions;
+end
+$$;
+
+-- Finishes files and claims the next ones in one transaction: a busy worker's only round trip. Answers the
+-- new claims; before them, a row with outcome claim_lost for each completion whose claim was lost, which
+-- undoes nothing else. A repeat with the same p_request_id completes nothing twice and claims nothing more.
+create function public.complete_and_claim_next(
+  p_worker_id text,
+  p_completions jsonb,
+  p_limit int = 1,
+  p_pipeline text = 'default',
+  p_file_type text = null,
+  p_request_id uuid = null
+)
+returns table (
+  outcome text, pipeline text, file_url text, file_type text, file_timestamp timestamptz, etag text,
+  size_bytes bigint, metadata jsonb, generation bigint, claim_token bigint, attempts int, max_attempts int,
+  lease_seconds int, lease_expires_at timestamptz, cursor jsonb, items_processed bigint, items_total bigint,
+  accumulated_results jsonb, checkpoint_seq bigint
+)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_completions filemark.completion[];
+  v_finished record;
+begin
+  perform filemark.check_text('p_worker_id', p_worker_id, 200),
+          filemark.check_number('p_limit', p_limit, 1, 100),
+          filemark.check_text('p_pipeline', p_pipeline, 100),
+          filemark.check_text('p_file_type', coalesce(p_file_type, '-'), 100);
+  v_completions := filemark.parse_completions(p_completions, p_pipeline);
+
+  -- The pipeline's row before any file's, where a limit will have it locked.
+  perform from filemark.pipelines p
+    where p.pipeline = p_pipeline and p.max_concurrency is not null
+      for no key update;
+  for v_finished in select c.file_url, c.outcome from filemark.complete_files(p_pipeline, v_completions) c loop
+    if v_finished.outcome = 'claim_lost' then
+      outcome := 'claim_lost';
+      pipeline := p_pipeline;
+      file_url := v_finished.file_url;
+      return next;
+    end if;
+  end loop;
+
+  return query select * from filemark.claim_next(p_pipeline, p_worker_id, p_limit, p_file_type, p_request_id);
+end
+$$;
+
+comment on function public.complete_and_claim_next(text, jsonb, int, text, text, uuid) is
+  'Finishes [{file_url, claim_token, records_total?, …}, …] and claims the next files in one transaction. A '
+  'completion whose claim was lost comes back with outcome claim_lost and undoes nothing else.';

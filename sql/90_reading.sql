@@ -1,0 +1,182 @@
+-- filemark: reading
+--
+-- What one asks about files without changing anything. All STABLE, so that the API runs them read-only.
+
+-- Everything known about one file, or nothing when it is not known.
+create function public.get_file_checkpoint(p_file_url text, p_pipeline text = 'default')
+returns table (
+  pipeline text, file_url text, file_type text, file_timestamp timestamptz, size_bytes bigint, etag text,
+  generation bigint, superseded_by jsonb, metadata jsonb, status text, priority int, available_at timestamptz,
+  claim_token bigint, claim_ended text, processed_by text, started_at timestamptz, lease_expires_at timestamptz,
+  lease_check_at timestamptz, attempts int, cursor jsonb, items_processed bigint, items_total bigint,
+  accumulated_results jsonb, checkpoint_seq bigint, checkpointed_at timestamptz, history_length bigint,
+  records_total bigint, records_filtered bigint, records_persisted bigint, records_rejected bigint,
+  processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz
+)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+begin
+  perform filemark.check_key(p_pipeline, p_file_url);
+  return query
+  select f.pipeline::text, f.file_url::text, f.file_type, f.file_timestamp, f.size_bytes, f.etag,
+         f.generation, f.superseded_by, f.metadata, f.status, f.priority, f.available_at,
+         f.claim_token, f.claim_ended, f.processed_by, f.started_at, f.lease_expires_at,
+         f.lease_check_at, f.attempts, f.cursor, f.items_processed, f.items_total,
+         f.accumulated_results, f.checkpoint_seq, f.checkpointed_at, f.history_length,
+         f.records_total, f.records_filtered, f.records_persisted, f.records_rejected,
+         f.processing_time_ms, f.error_message, f.error, f.completed_at, f.created_at
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url;
+end
+$$;
+
+comment on function public.get_file_checkpoint(text, text) is
+  'Everything known about one file, or no row when it is not known.';
+
+-- The same rows for many files, by file_url: the first p_limit after p_after, of one status or of all.
+create function public.list_file_checkpoints(
+  p_status text = null,
+  p_limit int = 100,
+  p_after text = null,
+  p_pipeline text = 'default'
+)
+returns table (
+  pipeline text, file_url text, file_type text, file_timestamp timestamptz, size_bytes bigint, etag text,
+  generation bigint, superseded_by jsonb, metadata jsonb, status text, priority int, available_at timestamptz,
+  claim_token bigint, claim_ended text, processed_by text, started_at timestamptz, lease_expires_at timestamptz,
+  lease_check_at timestamptz, attempts int, cursor jsonb, items_processed bigint, items_total bigint,
+  accumulated_results jsonb, checkpoint_seq bigint, checkpointed_at timestamptz, history_length bigint,
+  records_total bigint, records_filtered bigint, records_persisted bigint, records_rejected bigint,
+  processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz
+)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100),
+          filemark.check_number('p_limit', p_limit, 1, 1000);
+  if p_status not in ('pending', 'processing', 'completed', 'failed', 'dead_letter', 'skipped') then
+    perform filemark.refuse_argument(
+      'p_status', p_status, 'pending, processing, completed, failed, dead_letter, skipped or null');
+  end if;
+  return query
+  select g.*
+    from (select f.file_url
+            from filemark.file_checkpoints f
+           where f.pipeline = p_pipeline
+             and f.file_url > coalesce(p_after, '')
+             and (p_status is null or f.status = p_status)
+           order by f.file_url
+           limit p_limit) listed
+   cross join lateral public.get_file_checkpoint(listed.file_url, p_pipeline) g
+   order by listed.file_url;
+end
+$$;
+
+comment on function public.list_file_checkpoints(text, int, text, text) is
+  'The rows of get_file_checkpoint for many files, by file_url: p_limit (1 to 1000) of them after p_after.';
+
+-- Of the given urls (at most 1,000), known or not, those that claim_file would get now; each once, in the
+-- order given.
+create function public.pending_files(p_file_urls text[], p_pipeline text = 'default')
+returns table (file_url text)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_settings filemark.pipelines;
+  v_is_full boolean;
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100);
+  -- At most 1,000: the API cuts results at max_rows, and a file that is cut off would look taken.
+  if p_file_urls is null or array_ndims(p_file_urls) > 1 then
+    perform filemark.refuse_argument('p_file_urls', p_file_urls::text, 'an array of texts');
+  elsif cardinality(p_file_urls) > 1000 then
+    perform filemark.refuse_size('p_file_urls', cardinality(p_file_urls), 1000, 'urls');
+  end if;
+  perform filemark.check_text(format('p_file_urls[%s]', u.position), u.url, 2048)
+     from unnest(p_file_urls) with ordinality u (url, position);
+
+  select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
+  if v_settings.paused then
+    return;
+  end if;
+  v_is_full := v_settings.max_concurrency <= (
+    select count(*) from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.status = 'processing');
+
+  return query
+  select u.url
+    from unnest(p_file_urls) with ordinality u (url, position)
+    left join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+   where case
+           when f.status is null then v_is_full is not true
+           else filemark.claim_refusal(
+                  f.status, f.available_at, f.lease_expires_at, f.superseded_by is not null, f.attempts,
+                  v_settings.max_attempts, v_now) is null
+                and (f.status = 'processing' or v_is_full is not true)
+         end
+   group by u.url
+   order by min(u.position);
+end
+$$;
+
+comment on function public.pending_files(text[], text) is
+  'Of the given file_urls (at most 1,000), known or not, those that claim_file would get now.';
+
+-- Per pipeline, or of the one given: how many files are in which state, how old the backlog is, what was
+-- loaded, what fails. failure_ratio: failed and dead files among all that were finished or failed.
+create function public.pipeline_stats(p_pipeline text = null)
+returns table (
+  pipeline text, pending bigint, processing bigint, completed bigint, failed bigint, dead_letter bigint,
+  skipped bigint, total bigint, oldest_pending_age_seconds double precision, records_total bigint,
+  records_filtered bigint, records_persisted bigint, records_rejected bigint, failure_ratio double precision,
+  last_completed_at timestamptz
+)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  return query
+  select p.pipeline::text, s.pending, s.processing, s.completed, s.failed, s.dead_letter, s.skipped, s.total,
+         extract(epoch from v_now - s.oldest_pending)::double precision, s.records_total, s.records_filtered,
+         s.records_persisted, s.records_rejected,
+         (s.failed + s.dead_letter)::double precision / nullif(s.completed + s.failed + s.dead_letter, 0),
+         s.last_completed_at
+    from filemark.pipelines p
+   cross join lateral (
+     select count(*) filter (where f.status = 'pending') as pending,
+            count(*) filter (where f.status = 'processing') as processing,
+            count(*) filter (where f.status = 'completed') as completed,
+            count(*) filter (where f.status = 'failed') as failed,
+            count(*) filter (where f.status = 'dead_letter') as dead_letter,
+            count(*) filter (where f.status = 'skipped') as skipped,
+            count(*) as total,
+            min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending,
+            coalesce(sum(f.records_total), 0)::bigint as records_total,
+            coalesce(sum(f.records_filtered), 0)::bigint as records_filtered,
+            coalesce(sum(f.records_persisted), 0)::bigint as records_persisted,
+            coalesce(sum(f.records_rejected), 0)::bigint as records_rejected,
+            max(f.completed_at) as last_completed_at
+       from filemark.file_checkpoints f
+      where f.pipeline = p.pipeline
+   ) s
+   where p_pipeline is null or p.pipeline = p_pipeline
+   order by p.pipeline;
+end
+$$;
+
+comment on function public.pipeline_stats(text) is
+  'Per pipeline: files by status, age of the oldest pending file, records, failure ratio, last completion.';

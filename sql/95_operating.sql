@@ -1,0 +1,217 @@
+-- filemark: operating
+--
+-- What a person or a schedule does to files: put them back, and clean up after workers that vanished.
+
+-- The checkpoint of the history that p_from names, for a file whose row the caller has locked.
+create function filemark.checkpoint_to_resume(p_file filemark.file_checkpoints, p_from text)
+returns filemark.checkpoint_history
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_seq bigint;
+  v_checkpoint filemark.checkpoint_history;
+  v_kept record;
+begin
+  if p_from is null or p_from !~ '^(checkpoint|start|checkpoint:[1-9]\d{0,17})$' then
+    perform filemark.refuse_argument('p_from', p_from, 'checkpoint, start or checkpoint:<number>');
+  elsif p_from = 'start' or (p_from = 'checkpoint' and p_file.cursor is null) then
+    v_checkpoint.checkpoint_seq := 0;
+    v_checkpoint.items_processed := 0;
+  elsif p_from = 'checkpoint' then
+    v_checkpoint.checkpoint_seq := p_file.checkpoint_seq;
+    v_checkpoint.items_processed := p_file.items_processed;
+    v_checkpoint.cursor := p_file.cursor;
+    v_checkpoint.saved_at := p_file.checkpointed_at;
+  else
+    v_seq := split_part(p_from, ':', 2);
+    select h.* into v_checkpoint
+      from filemark.checkpoint_history h
+     where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url and h.checkpoint_seq = v_seq;
+    if not found then
+      select min(h.checkpoint_seq) as first, max(h.checkpoint_seq) as last
+        into v_kept
+        from filemark.checkpoint_history h
+       where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url;
+      perform filemark.refuse_argument(
+        'p_from', p_from,
+        case when v_kept.first is null then 'checkpoint or start: the file has no history'
+             else format('a checkpoint of the file''s history (%s to %s)', v_kept.first, v_kept.last) end);
+    end if;
+  end if;
+  return v_checkpoint;
+end
+$$;
+
+-- Puts a file back into the queue with a full budget, from its last checkpoint, from the start, or from an
+-- earlier checkpoint (whose results are not kept: they are cleared). A file being processed is taken from its
+-- holder only with p_force; the holder's token is dead at once. A repeat changes nothing.
+create function public.requeue_file(
+  p_file_url text,
+  p_from text = 'checkpoint',
+  p_force boolean = false,
+  p_reason text = null,
+  p_actor text = null,
+  p_pipeline text = 'default'
+)
+returns table (status text, checkpoint_seq bigint)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_file filemark.file_checkpoints;
+  v_checkpoint filemark.checkpoint_history;
+  v_dropped record;
+begin
+  perform filemark.check_key(p_pipeline, p_file_url),
+          filemark.check_text('p_reason', coalesce(nullif(p_reason, ''), '-'), 10000),
+          filemark.check_text('p_actor', coalesce(nullif(p_actor, ''), '-'), 200);
+  select f.* into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url
+     for no key update;
+  if not found then
+    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
+  end if;
+  v_checkpoint := filemark.checkpoint_to_resume(v_file, p_from);
+  if v_file.status = 'processing' and p_force is not true then
+    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+      using errcode = 'PT422',
+            detail = format('Its lease ends at %s.', v_file.lease_expires_at),
+            hint = 'To take it from its holder: p_force => true.';
+  end if;
+
+  if v_file.superseded_by is not null then
+    perform filemark.start_generation(p_pipeline, p_file_url, v_file.superseded_by, v_now, p_actor);
+    v_checkpoint.checkpoint_seq := 0;
+  elsif v_file.status = 'pending' and v_file.attempts = 0 and v_file.available_at <= v_now
+        and v_file.checkpoint_seq = v_checkpoint.checkpoint_seq then
+    return query select 'pending', v_file.checkpoint_seq;
+    return;
+  else
+    with dropped as (
+      delete from filemark.checkpoint_history h
+       where h.pipeline = p_pipeline and h.file_url = p_file_url and h.checkpoint_seq > v_checkpoint.checkpoint_seq
+      returning h.records_persisted
+    )
+    select count(*) as checkpoints, coalesce(sum(d.records_persisted), 0) as records into v_dropped from dropped d;
+    update filemark.file_checkpoints f
+       set status = 'pending',
+           claim_ended = case when f.status = 'processing' then 'lost' else f.claim_ended end,
+           lease_expires_at = null,
+           lease_check_at = null,
+           available_at = v_now,
+           attempts = 0,
+           cursor = v_checkpoint.cursor,
+           items_processed = v_checkpoint.items_processed,
+           checkpoint_seq = v_checkpoint.checkpoint_seq,
+           checkpointed_at = v_checkpoint.saved_at,
+           accumulated_results = case when v_checkpoint.checkpoint_seq = f.checkpoint_seq
+                                      then f.accumulated_results end,
+           history_length = f.history_length - v_dropped.checkpoints,
+           records_total = 0,
+           records_filtered = 0,
+           records_persisted = case when v_checkpoint.checkpoint_seq = 0 then 0
+                                    else greatest(f.records_persisted - v_dropped.records, 0) end,
+           records_rejected = 0,
+           processing_time_ms = null,
+           error_message = null,
+           error = null,
+           completed_at = null
+     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  end if;
+
+  perform filemark.record_event(
+    p_pipeline, p_file_url, 'requeued', p_actor, p_reason,
+    jsonb_build_object('from', p_from, 'checkpoint_seq', v_checkpoint.checkpoint_seq, 'force', p_force is true,
+                       'old_status', v_file.status, 'old_checkpoint_seq', v_file.checkpoint_seq,
+                       'old_claim_token', v_file.claim_token, 'old_processed_by', v_file.processed_by,
+                       'old_error_message', v_file.error_message));
+  return query select 'pending', v_checkpoint.checkpoint_seq;
+end
+$$;
+
+comment on function public.requeue_file(text, text, boolean, text, text, text) is
+  'Puts a file back into the queue with a full budget: from its last ''checkpoint'', from ''start'', or from '
+  '''checkpoint:<number>''. p_force takes it from a live holder. Audited.';
+
+-- Ends claims whose lease is over, without a worker: files with budget left become pending again and keep
+-- their checkpoint, the others are dead letters. At most p_limit per pipeline. With p_dry_run it only says
+-- what it would do. May run twice at once: rows another session works on are passed over.
+create function filemark.reclaim_stale_claims(
+  p_limit int = 1000,
+  p_dry_run boolean = false,
+  p_pipeline text = null
+)
+returns table (pipeline text, file_url text, action text)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_settings filemark.pipelines;
+  v_file filemark.file_checkpoints;
+begin
+  perform filemark.check_number('p_limit', p_limit, 1, 1000000);
+  if p_pipeline is not null and not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
+    raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
+  end if;
+
+  for v_settings in
+    select p.* from filemark.pipelines p where p_pipeline is null or p.pipeline = p_pipeline order by p.pipeline
+  loop
+    if p_dry_run then
+      return query
+      select f.pipeline::text, f.file_url::text,
+             case when f.attempts >= v_settings.max_attempts and f.superseded_by is null
+                  then 'would_dead_letter' else 'would_reclaim' end
+        from filemark.file_checkpoints f
+       where f.pipeline = v_settings.pipeline and f.status = 'processing' and f.lease_check_at <= v_now
+         and f.lease_expires_at <= v_now
+       order by f.lease_check_at
+       limit p_limit;
+      continue;
+    end if;
+
+    for v_file in
+      select f.* from filemark.file_checkpoints f
+       where f.pipeline = v_settings.pipeline and f.status = 'processing' and f.lease_check_at <= v_now
+       order by f.lease_check_at
+       limit p_limit
+         for no key update skip locked
+    loop
+      pipeline := v_file.pipeline;
+      file_url := v_file.file_url;
+      if v_file.lease_expires_at > v_now then
+        update filemark.file_checkpoints f
+           set lease_check_at = v_file.lease_expires_at
+         where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
+        continue;
+      elsif v_file.attempts >= v_settings.max_attempts and v_file.superseded_by is null then
+        perform filemark.bury_lost_file(v_file, 'reclaim_stale_claims');
+        action := 'dead_lettered';
+      else
+        perform filemark.end_lost_claim(v_file, v_now, 'reclaim_stale_claims');
+        update filemark.file_checkpoints f
+           set status = 'pending', claim_ended = 'lost', lease_expires_at = null, lease_check_at = null
+         where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
+        action := 'reclaimed';
+      end if;
+      return next;
+    end loop;
+
+    -- A repeat of a batch claim comes within minutes; its request is forgotten after a day.
+    delete from filemark.claim_requests r
+     where r.pipeline = v_settings.pipeline
+       and r.request_id in (select o.request_id from filemark.claim_requests o
+                             where o.pipeline = v_settings.pipeline and o.claimed_at < v_now - interval '1 day'
+                             limit p_limit);
+  end loop;
+end
+$$;
+
+comment on function filemark.reclaim_stale_claims(int, boolean, text) is
+  'Ends claims whose lease is over: files with budget left are pending again, the others dead letters.';

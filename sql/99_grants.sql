@@ -1,0 +1,86 @@
+-- filemark: who may do what
+--
+-- Supabase's default privileges give every new function in public to anon and authenticated by name on some
+-- projects, and to nobody, not even service_role, on others. So everything is taken from everyone first, then
+-- given by name. Repeat this file's sweep after any function is dropped and created again.
+
+do $grants$
+declare
+  v_function record;
+  v_role text;
+begin
+  -- From everyone, by name.
+  for v_function in
+    select p.oid::regprocedure as signature
+      from pg_catalog.pg_proc p
+     where p.pronamespace = 'filemark'::regnamespace
+        or (p.pronamespace = 'public'::regnamespace
+            and p.proname in (
+              'register_files', 'claim_file', 'claim_next_files', 'checkpoint_file', 'extend_claim',
+              'complete_file', 'fail_file', 'release_file', 'complete_and_claim_next', 'persist_records',
+              'get_file_checkpoint', 'list_file_checkpoints', 'pending_files', 'pipeline_stats', 'requeue_file'))
+  loop
+    execute format('revoke all on function %s from public', v_function.signature);
+    for v_role in
+      select r.rolname from pg_catalog.pg_roles r where r.rolname in ('anon', 'authenticated', 'service_role')
+    loop
+      execute format('revoke all on function %s from %I', v_function.signature, v_role);
+    end loop;
+  end loop;
+  for v_role in
+    select r.rolname from pg_catalog.pg_roles r where r.rolname in ('anon', 'authenticated', 'service_role')
+  loop
+    execute format('revoke all on schema filemark from %I', v_role);
+    execute format('revoke all on all tables in schema filemark from %I', v_role);
+  end loop;
+
+  -- To each role, by name. service_role is an operator.
+  for v_role in
+    select r.rolname from pg_catalog.pg_roles r
+     where r.rolname in ('filemark_worker', 'filemark_monitor', 'filemark_operator', 'service_role')
+  loop
+    execute format('grant usage on schema filemark to %I', v_role);
+    if v_role <> 'filemark_worker' then
+      execute format('grant select on all tables in schema filemark to %I', v_role);
+      execute format('grant execute on function public.pipeline_stats(text) to %I', v_role);
+    end if;
+    if v_role <> 'filemark_monitor' then
+      execute format(
+        'grant execute on function
+           public.register_files(jsonb, text),
+           public.claim_file(text, text, timestamptz, text, text, text, uuid),
+           public.claim_next_files(text, int, text, text, uuid),
+           public.checkpoint_file(text, bigint, jsonb, bigint, jsonb, bigint, bigint, text),
+           public.extend_claim(text, bigint, text),
+           public.complete_file(text, bigint, bigint, bigint, bigint, bigint, jsonb, text, text),
+           public.fail_file(text, bigint, text, boolean, jsonb, int, text),
+           public.release_file(text, bigint, text),
+           public.complete_and_claim_next(text, jsonb, int, text, text, uuid),
+           public.persist_records(text, bigint, text, jsonb, jsonb, bigint, jsonb, bigint, text),
+           public.get_file_checkpoint(text, text),
+           public.list_file_checkpoints(text, int, text, text),
+           public.pending_files(text[], text),
+           public.pipeline_stats(text),
+           filemark.assert_claim(text, bigint, text),
+           -- what persist_records, which runs as its caller, is made of
+           filemark.begin_persist(text, bigint, jsonb, bigint, bigint, text),
+           filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text),
+           filemark.target_table(text),
+           filemark.insert_records(regclass, jsonb),
+           filemark.refuse_argument(text, text, text),
+           filemark.refuse_size(text, bigint, bigint, text)
+         to %I', v_role);
+    end if;
+    if v_role in ('filemark_operator', 'service_role') then
+      execute format(
+        'grant execute on function
+           public.requeue_file(text, text, boolean, text, text, text),
+           filemark.configure_pipeline(text, jsonb, text),
+           filemark.reclaim_stale_claims(int, boolean, text)
+         to %I', v_role);
+    end if;
+  end loop;
+end
+$grants$;
+
+notify pgrst, 'reload schema';
