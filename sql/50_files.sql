@@ -151,6 +151,8 @@ language plpgsql
 set search_path = ''
 as $$
 declare
+  v_keys constant text[] :=
+    '{file_url,file_type,file_timestamp,etag,size_bytes,priority,available_at,metadata}';
   v_bad record;
 begin
   if jsonb_typeof(p_files) is distinct from 'array' then
@@ -166,10 +168,9 @@ begin
      select case
        when jsonb_typeof(e.entry) <> 'object' then
          array[null, 'an object']
-       when e.entry - '{file_url,file_type,file_timestamp,etag,size_bytes,priority,available_at,metadata}'::text[]
-            <> '{}' then
-         array[null, 'an object with the keys file_url, file_type, file_timestamp, etag, size_bytes, priority, '
-                     'available_at and metadata only']
+       when e.entry - v_keys <> '{}' then
+         array[(select min(k.key) from jsonb_object_keys(e.entry - v_keys) k (key)),
+               'left out: the keys of a file are ' || array_to_string(v_keys, ', ')]
        when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
             or octet_length(e.entry ->> 'file_url') not between 1 and 2048 then
          array['file_url', 'a text of 1 to 2048 bytes']

@@ -97,8 +97,8 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_message text := format('the lease of %s ended %s without progress', p_file.processed_by,
-                           case when p_file.attempts = 1 then 'once' else p_file.attempts || ' times' end);
+  v_message text := format('attempt %s ended with its lease, without progress; the holder was %s',
+                           p_file.attempts, p_file.processed_by);
 begin
   perform filemark.record_lost_lease(p_file, p_actor);
   update filemark.file_checkpoints f

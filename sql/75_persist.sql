@@ -93,8 +93,8 @@ begin
      group by s.keys
      order by min(s.position)
   loop
-    select string_agg(format('%I', a.attname), ', ' order by k.position),
-           string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by k.position),
+    select string_agg(quote_ident(a.attname), ', ' order by k.position),
+           string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ', ' order by k.position),
            min(k.name) filter (where a.attname is null)
       into v_names, v_columns, v_unknown
       from unnest(v_shape.keys) with ordinality k (name, position)

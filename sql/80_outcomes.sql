@@ -306,6 +306,8 @@ language plpgsql
 set search_path = ''
 as $$
 declare
+  v_keys constant text[] :=
+    '{file_url,claim_token,records_total,records_filtered,records_persisted,processing_time_ms,accumulated_results,etag}';
   v_bad record;
   v_completions filemark.completion[];
 begin
@@ -320,11 +322,8 @@ begin
     from jsonb_array_elements(p_completions) with ordinality e (entry, position)
    cross join lateral (
      select case
-       when jsonb_typeof(e.entry) <> 'object'
-            or e.entry - '{file_url,claim_token,records_total,records_filtered,records_persisted,'
-                         'processing_time_ms,accumulated_results,etag}'::text[] <> '{}' then
-         'an object with the keys file_url, claim_token, records_total, records_filtered, records_persisted, '
-         'processing_time_ms, accumulated_results and etag only'
+       when jsonb_typeof(e.entry) <> 'object' or e.entry - v_keys <> '{}' then
+         'an object with no other keys than ' || array_to_string(v_keys, ', ')
        when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
             or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
          'an object with texts as file_url and etag'
