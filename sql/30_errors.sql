@@ -17,6 +17,19 @@ begin
 end
 $$;
 
+-- Raises PT400 for a key that nobody asked for, so that a typing error is not taken for a default.
+create function filemark.refuse_key(p_name text, p_known text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  raise exception '% is unknown; known are %',
+    case when length(p_name) > 100 then left(p_name, 100) || '…' else p_name end, array_to_string(p_known, ', ')
+    using errcode = 'PT400';
+end
+$$;
+
 -- Raises PT413 for an argument that is larger than its limit.
 create function filemark.refuse_size(p_name text, p_size bigint, p_limit bigint, p_unit text)
 returns void

@@ -3,17 +3,8 @@
 -- A pipeline's row is made on first use with the defaults of the table. Claims read it; only a claim in a
 -- pipeline with max_concurrency locks it, before any file's row.
 
--- Who acts, for the audit: the name given, or the role of the call (the API's, not the function owner's).
-create function filemark.actor(p_actor text)
-returns text
-language sql
-stable
-set search_path = ''
-as $$
-  select coalesce(nullif(p_actor, ''), nullif(current_setting('role', true), 'none'), session_user::text)
-$$;
-
--- Writes one line of the audit.
+-- Writes one line of the audit. Without an actor's name it is the role of the call: the API's, not the
+-- function owner's.
 create function filemark.record_event(
   p_pipeline text,
   p_file_url text,
@@ -23,11 +14,15 @@ create function filemark.record_event(
   p_detail jsonb = '{}'
 )
 returns void
-language sql
+language plpgsql
 set search_path = ''
 as $$
+begin
   insert into filemark.file_events (pipeline, file_url, event, occurred_at, actor, reason, detail)
-  values (p_pipeline, p_file_url, p_event, clock_timestamp(), filemark.actor(p_actor), p_reason, p_detail)
+  values (p_pipeline, p_file_url, p_event, clock_timestamp(),
+          coalesce(nullif(p_actor, ''), nullif(current_setting('role', true), 'none'), session_user),
+          p_reason, p_detail);
+end
 $$;
 
 -- Makes the pipeline's row unless it is there.
@@ -86,7 +81,11 @@ begin
       ) as s (name, kind, low, high, nullable) on s.name = given.key
   loop
     if v_setting.kind is null then
-      perform filemark.refuse_argument('p_settings', v_setting.name, 'an object of known settings');
+      perform filemark.refuse_key('p_settings.' || v_setting.name, array(
+        select a.attname::text from pg_catalog.pg_attribute a
+         where a.attrelid = 'filemark.pipelines'::regclass and a.attnum > 0 and not a.attisdropped
+           and a.attname not in ('pipeline', 'created_at')
+         order by a.attnum));
     elsif v_setting.type = 'null' and v_setting.nullable then
       continue;
     elsif v_setting.kind = 'boolean' then

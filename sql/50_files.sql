@@ -169,8 +169,7 @@ begin
        when jsonb_typeof(e.entry) <> 'object' then
          array[null, 'an object']
        when e.entry - v_keys <> '{}' then
-         array[(select min(k.key) from jsonb_object_keys(e.entry - v_keys) k (key)),
-               'left out: the keys of a file are ' || array_to_string(v_keys, ', ')]
+         array[(select min(k.key) from jsonb_object_keys(e.entry - v_keys) k (key)), null]
        when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
             or octet_length(e.entry ->> 'file_url') not between 1 and 2048 then
          array['file_url', 'a text of 1 to 2048 bytes']
@@ -198,7 +197,9 @@ begin
    ) as checked (verdict)
    where checked.verdict is not null
    limit 1;
-  if found then
+  if found and v_bad.allowed is null then
+    perform filemark.refuse_key(format('p_files[%s].%s', v_bad.index, v_bad.key), v_keys);
+  elsif found then
     perform filemark.refuse_argument(
       format('p_files[%s]', v_bad.index) || coalesce('.' || v_bad.key, ''),
       case when v_bad.key is null then v_bad.entry::text else v_bad.entry ->> v_bad.key end,

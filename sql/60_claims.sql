@@ -41,6 +41,21 @@ begin
 end
 $$;
 
+-- How many files of a pipeline are in progress, counted up to p_up_to.
+create function filemark.count_in_progress(p_pipeline text, p_up_to int)
+returns int
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select count(*)
+      from (select from filemark.file_checkpoints f
+             where f.pipeline = p_pipeline and f.status = 'processing' limit p_up_to) as in_progress);
+end
+$$;
+
 -- How many more claims a pipeline with max_concurrency may give. Locks the pipeline's row until the
 -- transaction ends, so that racing claims count one after the other; the limit is read again under the lock.
 create function filemark.free_slots(p_pipeline text)
@@ -52,10 +67,7 @@ declare
   v_limit int;
 begin
   select p.max_concurrency into v_limit from filemark.pipelines p where p.pipeline = p_pipeline for no key update;
-  return v_limit - (
-    select count(*)
-      from (select from filemark.file_checkpoints f
-             where f.pipeline = p_pipeline and f.status = 'processing' limit v_limit) as in_progress);
+  return v_limit - filemark.count_in_progress(p_pipeline, v_limit);
 end
 $$;
 
@@ -215,8 +227,7 @@ begin
      for no key update;
   if v_file.request_id = p_request_id and v_file.status = 'processing' then
     return 'claimed';
-  end if;
-  if filemark.note_content(v_file, p_content, v_settings.on_overwrite, v_now, p_worker_id) then
+  elsif filemark.note_content(v_file, p_content, v_settings.on_overwrite, v_now, p_worker_id) then
     select f.* into v_file
       from filemark.file_checkpoints f
      where f.pipeline = p_pipeline and f.file_url = p_file_url;
@@ -269,8 +280,8 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_file record;
-  v_refusal text;
+  v_now timestamptz := clock_timestamp();
+  v_seen record;
 begin
   perform filemark.check_key(p_pipeline, p_file_url),
           filemark.check_text('p_file_type', p_file_type, 100),
@@ -278,31 +289,41 @@ begin
           filemark.check_text('p_worker_id', p_worker_id, 200),
           filemark.check_text('p_etag', coalesce(p_etag, '-'), 1024);
 
-  -- A look without a lock: most refusals end here.
-  select f.status, f.request_id, coalesce(f.superseded_by ->> 'etag', f.etag) as etag,
-         filemark.claim_refusal(f.status, f.available_at, f.lease_expires_at, f.superseded_by is not null,
-                                f.attempts, p.max_attempts, clock_timestamp()) as refusal
-    into v_file
-    from filemark.file_checkpoints f
-    join filemark.pipelines p on p.pipeline = f.pipeline
-   where f.pipeline = p_pipeline and f.file_url = p_file_url;
-  if v_file.request_id = p_request_id then
-    v_refusal := case when v_file.status = 'processing' then 'claimed' else coalesce(v_file.refusal, 'waiting') end;
-  elsif v_file.refusal is not null
-        and (v_file.status <> 'processing' or v_file.refusal = 'held')
-        and (p_etag is null or p_etag is not distinct from v_file.etag) then
-    v_refusal := v_file.refusal;
-  else
-    v_refusal := filemark.claim_by_name(
+  -- A look without a lock: refusals end here.
+  select f.request_id = p_request_id as is_repeat,
+         f.status,
+         p_etag is null or f.status is null or p_etag is not distinct from coalesce(f.superseded_by ->> 'etag', f.etag)
+           or (p.on_overwrite = 'ignore' and f.etag is not null) as is_same_content,
+         coalesce(
+           filemark.claim_refusal(f.status, f.available_at, f.lease_expires_at, f.superseded_by is not null,
+                                  f.attempts, p.max_attempts, v_now),
+           case
+             when f.request_id = p_request_id then 'waiting'
+             when p.paused then 'paused'
+             when p.max_concurrency is not null and f.status is distinct from 'processing'
+                  and filemark.count_in_progress(p_pipeline, p.max_concurrency) >= p.max_concurrency then 'busy'
+           end) as refusal
+    into v_seen
+    from filemark.pipelines p
+    left join filemark.file_checkpoints f on f.pipeline = p.pipeline and f.file_url = p_file_url
+   where p.pipeline = p_pipeline;
+
+  outcome := case
+    when v_seen.is_repeat and v_seen.status = 'processing' then 'claimed'
+    -- A lease that is over with its budget spent is not refused here: it is yet to become a dead letter.
+    when v_seen.is_same_content and not (v_seen.status = 'processing' and v_seen.refusal = 'dead_letter') then
+      v_seen.refusal
+  end;
+  if outcome is null then
+    outcome := filemark.claim_by_name(
       p_pipeline, p_file_url, p_worker_id,
       jsonb_build_object('etag', p_etag, 'file_type', p_file_type, 'file_timestamp', p_file_timestamp),
       p_request_id);
   end if;
 
-  if v_refusal = 'claimed' then
+  if outcome = 'claimed' then
     return query select * from filemark.read_claims(p_pipeline, array[p_file_url]);
   else
-    outcome := v_refusal;
     pipeline := p_pipeline;
     file_url := p_file_url;
     return next;

@@ -317,13 +317,16 @@ begin
     perform filemark.refuse_size('p_completions', jsonb_array_length(p_completions), 100, 'completions');
   end if;
 
-  select e.position - 1 as index, e.entry, checked.verdict
+  select e.position - 1 as index, e.entry, checked.verdict,
+         case when jsonb_typeof(e.entry) = 'object' then
+           (select min(k.key) from jsonb_object_keys(e.entry - v_keys) k (key))
+         end as unknown_key
     into v_bad
     from jsonb_array_elements(p_completions) with ordinality e (entry, position)
    cross join lateral (
      select case
        when jsonb_typeof(e.entry) <> 'object' or e.entry - v_keys <> '{}' then
-         'an object with no other keys than ' || array_to_string(v_keys, ', ')
+         'an object'
        when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
             or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
          'an object with texts as file_url and etag'
@@ -334,7 +337,9 @@ begin
    ) as checked (verdict)
    where checked.verdict is not null
    limit 1;
-  if found then
+  if found and v_bad.unknown_key is not null then
+    perform filemark.refuse_key(format('p_completions[%s].%s', v_bad.index, v_bad.unknown_key), v_keys);
+  elsif found then
     perform filemark.refuse_argument(
       format('p_completions[%s]', v_bad.index), v_bad.entry::text, v_bad.verdict);
   end if;

@@ -93,7 +93,7 @@ as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_settings filemark.pipelines;
-  v_is_full boolean;
+  v_is_full boolean := false;
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100);
   -- At most 1,000: the API cuts results at max_rows, and a file that is cut off would look taken.
@@ -109,20 +109,20 @@ begin
   if v_settings.paused then
     return;
   end if;
-  v_is_full := v_settings.max_concurrency <= (
-    select count(*) from filemark.file_checkpoints f
-     where f.pipeline = p_pipeline and f.status = 'processing');
+  if v_settings.max_concurrency is not null then
+    v_is_full := filemark.count_in_progress(p_pipeline, v_settings.max_concurrency) >= v_settings.max_concurrency;
+  end if;
 
   return query
   select u.url
     from unnest(p_file_urls) with ordinality u (url, position)
     left join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
    where case
-           when f.status is null then v_is_full is not true
+           when f.status is null then not v_is_full
            else filemark.claim_refusal(
                   f.status, f.available_at, f.lease_expires_at, f.superseded_by is not null, f.attempts,
                   v_settings.max_attempts, v_now) is null
-                and (f.status = 'processing' or v_is_full is not true)
+                and (f.status = 'processing' or not v_is_full)
          end
    group by u.url
    order by min(u.position);

@@ -43,6 +43,54 @@ begin
 end
 $$;
 
+-- Makes a locked file pending from the given checkpoint, with a full budget and nothing of what came after.
+create function filemark.rewind_file(
+  p_file filemark.file_checkpoints,
+  p_checkpoint filemark.checkpoint_history,
+  p_now timestamptz
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_dropped record;
+begin
+  with dropped as (
+    delete from filemark.checkpoint_history h
+     where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url
+       and h.checkpoint_seq > p_checkpoint.checkpoint_seq
+    returning h.records_persisted
+  )
+  select count(*) as checkpoints, coalesce(sum(d.records_persisted), 0) as records into v_dropped from dropped d;
+
+  update filemark.file_checkpoints f
+     set status = 'pending',
+         claim_ended = case when f.status = 'processing' then 'lost' else f.claim_ended end,
+         lease_expires_at = null,
+         lease_check_at = null,
+         available_at = p_now,
+         attempts = 0,
+         cursor = p_checkpoint.cursor,
+         items_processed = p_checkpoint.items_processed,
+         checkpoint_seq = p_checkpoint.checkpoint_seq,
+         checkpointed_at = p_checkpoint.saved_at,
+         accumulated_results = case when p_checkpoint.checkpoint_seq = f.checkpoint_seq
+                                    then f.accumulated_results end,
+         history_length = f.history_length - v_dropped.checkpoints,
+         records_total = 0,
+         records_filtered = 0,
+         records_persisted = case when p_checkpoint.checkpoint_seq = 0 then 0
+                                  else greatest(f.records_persisted - v_dropped.records, 0) end,
+         records_rejected = 0,
+         processing_time_ms = null,
+         error_message = null,
+         error = null,
+         completed_at = null
+   where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+end
+$$;
+
 -- Puts a file back into the queue with a full budget, from its last checkpoint, from the start, or from an
 -- earlier checkpoint (whose results are not kept: they are cleared). A file being processed is taken from its
 -- holder only with p_force; the holder's token is dead at once. A repeat changes nothing.
@@ -63,7 +111,6 @@ declare
   v_now timestamptz := clock_timestamp();
   v_file filemark.file_checkpoints;
   v_checkpoint filemark.checkpoint_history;
-  v_dropped record;
 begin
   perform filemark.check_key(p_pipeline, p_file_url),
           filemark.check_text('p_reason', coalesce(nullif(p_reason, ''), '-'), 10000),
@@ -91,36 +138,7 @@ begin
     return query select 'pending', v_file.checkpoint_seq;
     return;
   else
-    with dropped as (
-      delete from filemark.checkpoint_history h
-       where h.pipeline = p_pipeline and h.file_url = p_file_url and h.checkpoint_seq > v_checkpoint.checkpoint_seq
-      returning h.records_persisted
-    )
-    select count(*) as checkpoints, coalesce(sum(d.records_persisted), 0) as records into v_dropped from dropped d;
-    update filemark.file_checkpoints f
-       set status = 'pending',
-           claim_ended = case when f.status = 'processing' then 'lost' else f.claim_ended end,
-           lease_expires_at = null,
-           lease_check_at = null,
-           available_at = v_now,
-           attempts = 0,
-           cursor = v_checkpoint.cursor,
-           items_processed = v_checkpoint.items_processed,
-           checkpoint_seq = v_checkpoint.checkpoint_seq,
-           checkpointed_at = v_checkpoint.saved_at,
-           accumulated_results = case when v_checkpoint.checkpoint_seq = f.checkpoint_seq
-                                      then f.accumulated_results end,
-           history_length = f.history_length - v_dropped.checkpoints,
-           records_total = 0,
-           records_filtered = 0,
-           records_persisted = case when v_checkpoint.checkpoint_seq = 0 then 0
-                                    else greatest(f.records_persisted - v_dropped.records, 0) end,
-           records_rejected = 0,
-           processing_time_ms = null,
-           error_message = null,
-           error = null,
-           completed_at = null
-     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+    perform filemark.rewind_file(v_file, v_checkpoint, v_now);
   end if;
 
   perform filemark.record_event(
