@@ -1,0 +1,200 @@
+-- filemark: claiming the next files
+--
+-- The queue is one index: (pipeline, priority, available_at, file_url) of pending and failed files. Retries
+-- that wait stand in it behind what is due, per priority; so the search goes priority by priority, and its
+-- cost does not grow with what waits, is in progress or is done.
+
+-- The urls of up to p_limit files that are due, in the order of the queue, their rows locked; files that
+-- another session has locked are passed over.
+create function filemark.lock_due_files(p_pipeline text, p_file_type text, p_limit int, p_now timestamptz)
+returns text[]
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_urls text[] := '{}';
+  -- Above every priority; each round searches the next lower one.
+  v_priority bigint := 2147483648;
+begin
+  while cardinality(v_urls) < p_limit loop
+    if p_file_type is null then
+      v_priority := (
+        select f.priority from filemark.file_checkpoints f
+         where f.pipeline = p_pipeline and f.status in ('pending', 'failed') and f.priority < v_priority
+         order by f.priority desc
+         limit 1);
+      exit when v_priority is null;
+      v_urls := v_urls || array(
+        select f.file_url::text from filemark.file_checkpoints f
+         where f.pipeline = p_pipeline and f.status in ('pending', 'failed') and f.priority = v_priority
+           and f.available_at <= p_now
+         order by f.available_at, f.file_url
+         limit p_limit - cardinality(v_urls)
+           for no key update skip locked);
+    else
+      v_priority := (
+        select f.priority from filemark.file_checkpoints f
+         where f.pipeline = p_pipeline and f.file_type = p_file_type and f.status in ('pending', 'failed')
+           and f.priority < v_priority
+         order by f.priority desc
+         limit 1);
+      exit when v_priority is null;
+      v_urls := v_urls || array(
+        select f.file_url::text from filemark.file_checkpoints f
+         where f.pipeline = p_pipeline and f.file_type = p_file_type and f.status in ('pending', 'failed')
+           and f.priority = v_priority and f.available_at <= p_now
+         order by f.available_at, f.file_url
+         limit p_limit - cardinality(v_urls)
+           for no key update skip locked);
+    end if;
+  end loop;
+  return v_urls;
+end
+$$;
+
+-- The urls of files whose lease is over and whose budget is not, their rows locked. A timer that fires for a
+-- lease that was renewed is moved on; a file whose budget is spent is buried. Looks at a few more than p_limit.
+create function filemark.lock_lost_files(
+  p_pipeline text,
+  p_file_type text,
+  p_limit int,
+  p_max_attempts int,
+  p_now timestamptz,
+  p_actor text
+)
+returns text[]
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_file filemark.file_checkpoints;
+  v_urls text[] := '{}';
+begin
+  for v_file in
+    select f.* from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.status = 'processing' and f.lease_check_at <= p_now
+       and (p_file_type is null or f.file_type = p_file_type)
+     order by f.lease_check_at
+     limit p_limit + 10
+       for no key update skip locked
+  loop
+    if v_file.lease_expires_at > p_now then
+      update filemark.file_checkpoints f
+         set lease_check_at = v_file.lease_expires_at
+       where f.pipeline = p_pipeline and f.file_url = v_file.file_url;
+    elsif v_file.attempts >= p_max_attempts and v_file.superseded_by is null then
+      perform filemark.bury_lost_file(v_file, p_actor);
+    else
+      v_urls := v_urls || v_file.file_url::text;
+    end if;
+  end loop;
+  return v_urls;
+end
+$$;
+
+-- Claims the next files of the queue: highest priority first, then the longest available; among them files
+-- whose lease is over. A repeat with the same p_request_id gets the claims that request still holds.
+create function filemark.claim_next(
+  p_pipeline text,
+  p_worker_id text,
+  p_limit int,
+  p_file_type text,
+  p_request_id uuid
+)
+returns setof filemark.claim
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_settings filemark.pipelines;
+  v_room int := p_limit;
+  v_lost text[];
+  v_urls text[];
+  v_file filemark.file_checkpoints;
+begin
+  if p_request_id is not null then
+    -- A repeat may overtake the call it repeats: it waits here for that call's end.
+    perform pg_advisory_xact_lock(hashtextextended('filemark ' || p_request_id, 0));
+    if exists (select from filemark.claim_requests r
+                where r.pipeline = p_pipeline and r.request_id = p_request_id) then
+      return query select * from filemark.read_claims(p_pipeline, array(
+        select f.file_url::text from filemark.file_checkpoints f
+         where f.pipeline = p_pipeline and f.status = 'processing' and f.request_id = p_request_id
+         order by f.priority desc, f.available_at, f.file_url));
+      return;
+    end if;
+  end if;
+
+  select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
+  if not found or v_settings.paused then
+    return;
+  end if;
+  if v_settings.max_concurrency is not null then
+    v_room := least(p_limit, filemark.free_slots(p_pipeline));
+  end if;
+
+  v_lost := filemark.lock_lost_files(
+    p_pipeline, p_file_type, p_limit, v_settings.max_attempts, v_now, p_worker_id);
+  v_urls := filemark.lock_due_files(p_pipeline, p_file_type, v_room, v_now);
+  if v_lost <> '{}' then
+    -- A file taken over has its slot already, so only the due ones are bound by v_room.
+    v_urls := array(
+      select f.file_url::text from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = any (v_lost || v_urls)
+       order by f.priority desc, f.available_at, f.file_url
+       limit p_limit);
+    for v_file in
+      select f.* from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = any (v_urls) and f.status = 'processing'
+    loop
+      perform filemark.end_lost_claim(v_file, v_now, p_worker_id);
+    end loop;
+  end if;
+  if v_urls = '{}' then
+    return;
+  end if;
+
+  if p_request_id is not null then
+    insert into filemark.claim_requests (pipeline, request_id, claimed_at)
+    values (p_pipeline, p_request_id, v_now);
+  end if;
+  perform filemark.take_files(
+    p_pipeline, v_urls, p_worker_id, p_request_id, v_settings.lease_seconds, v_now);
+  return query select * from filemark.read_claims(p_pipeline, v_urls);
+end
+$$;
+
+-- Claims the next 0 to p_limit files that are due, highest priority first, then the longest available; among
+-- them files whose lease is over. Never waits for another claim. A repeat with the same p_request_id gets the
+-- claims that request still holds, and claims nothing more.
+create function public.claim_next_files(
+  p_worker_id text,
+  p_limit int = 1,
+  p_pipeline text = 'default',
+  p_file_type text = null,
+  p_request_id uuid = null
+)
+returns table (
+  outcome text, pipeline text, file_url text, file_type text, file_timestamp timestamptz, etag text,
+  size_bytes bigint, metadata jsonb, generation bigint, claim_token bigint, attempts int, max_attempts int,
+  lease_seconds int, lease_expires_at timestamptz, cursor jsonb, items_processed bigint, items_total bigint,
+  accumulated_results jsonb, checkpoint_seq bigint
+)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+begin
+  -- At most 100: the API cuts results at max_rows, and a claim that is cut off is a claim nobody works on.
+  perform filemark.check_text('p_worker_id', p_worker_id, 200),
+          filemark.check_number('p_limit', p_limit, 1, 100),
+          filemark.check_text('p_pipeline', p_pipeline, 100),
+          filemark.check_text('p_file_type', coalesce(p_file_type, '-'), 100);
+  return query select * from filemark.claim_next(p_pipeline, p_worker_id, p_limit, p_file_type, p_request_id);
+end
+$$;
+
+comment on function public.claim_next_files(text, int, text, text, uuid) is
+  'Claims the next 0 to p_limit (1 to 100) files that are due, highest priority first, then the longest '
+  'available. A repeat with the same p_request_id gets the claims it still holds and claims nothing more.';
