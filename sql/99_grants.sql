@@ -82,5 +82,3 @@ begin
   end loop;
 end
 $grants$;
-
-notify pgrst, 'reload schema';
