@@ -144,17 +144,18 @@ create index file_checkpoints_leases on filemark.file_checkpoints
   (pipeline, lease_check_at)
   where status = 'processing';
 
--- Which batch claims have been answered, so that a repeat after a lost answer claims nothing more, even
--- when every file of the first answer is finished. Rows are forgotten after a day (95_operating.sql).
+-- What batch claims were answered, so that a repeat after a lost answer gets what is left of that answer and
+-- claims nothing more, even when every file of it is finished. Forgotten after a day (95_operating.sql).
 create table filemark.claim_requests (
   pipeline   text collate "C" not null,
   request_id uuid not null,
+  file_urls  text[] not null,
   claimed_at timestamptz not null,
   primary key (pipeline, request_id)
 );
 
 comment on table filemark.claim_requests is
-  'The request ids of the last day''s batch claims: a repeated claim_next_files claims nothing more.';
+  'The answers to the last day''s batch claims: a repeated claim_next_files claims nothing more.';
 
 create table filemark.checkpoint_history (
   pipeline          text collate "C" not null,

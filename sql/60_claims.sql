@@ -135,8 +135,6 @@ create function filemark.take_files(
 returns void
 language plpgsql
 set search_path = ''
--- A plan made while the table was small must not read all of it when it has grown.
-set enable_seqscan = off
 as $$
 declare
   v_lease_end timestamptz := p_now + make_interval(secs => p_lease_seconds);

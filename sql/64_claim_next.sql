@@ -116,12 +116,16 @@ begin
   if p_request_id is not null then
     -- A repeat may overtake the call it repeats: it waits here for that call's end.
     perform pg_advisory_xact_lock(hashtextextended('filemark ' || p_request_id, 0));
-    if exists (select from filemark.claim_requests r
-                where r.pipeline = p_pipeline and r.request_id = p_request_id) then
+    select r.file_urls into v_urls
+      from filemark.claim_requests r
+     where r.pipeline = p_pipeline and r.request_id = p_request_id;
+    if found then
       return query select * from filemark.read_claims(p_pipeline, array(
-        select f.file_url::text from filemark.file_checkpoints f
-         where f.pipeline = p_pipeline and f.status = 'processing' and f.request_id = p_request_id
-         order by f.priority desc, f.available_at, f.file_url));
+        select f.file_url::text
+          from unnest(v_urls) with ordinality u (url, position)
+          join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+         where f.status = 'processing' and f.request_id = p_request_id
+         order by u.position));
       return;
     end if;
   end if;
@@ -156,8 +160,8 @@ begin
   end if;
 
   if p_request_id is not null then
-    insert into filemark.claim_requests (pipeline, request_id, claimed_at)
-    values (p_pipeline, p_request_id, v_now);
+    insert into filemark.claim_requests (pipeline, request_id, file_urls, claimed_at)
+    values (p_pipeline, p_request_id, v_urls, v_now);
   end if;
   perform filemark.take_files(
     p_pipeline, v_urls, p_worker_id, p_request_id, v_settings.lease_seconds, v_now);

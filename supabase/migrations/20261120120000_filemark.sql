@@ -240,17 +240,18 @@ create index file_checkpoints_leases on filemark.file_checkpoints
   (pipeline, lease_check_at)
   where status = 'processing';
 
--- Which batch claims have been answered, so that a repeat after a lost answer claims nothing more, even
--- when every file of the first answer is finished. Rows are forgotten after a day (95_operating.sql).
+-- What batch claims were answered, so that a repeat after a lost answer gets what is left of that answer and
+-- claims nothing more, even when every file of it is finished. Forgotten after a day (95_operating.sql).
 create table filemark.claim_requests (
   pipeline   text collate "C" not null,
   request_id uuid not null,
+  file_urls  text[] not null,
   claimed_at timestamptz not null,
   primary key (pipeline, request_id)
 );
 
 comment on table filemark.claim_requests is
-  'The request ids of the last day''s batch claims: a repeated claim_next_files claims nothing more.';
+  'The answers to the last day''s batch claims: a repeated claim_next_files claims nothing more.';
 
 create table filemark.checkpoint_history (
   pipeline          text collate "C" not null,
@@ -1115,8 +1116,6 @@ create function filemark.take_files(
 returns void
 language plpgsql
 set search_path = ''
--- A plan made while the table was small must not read all of it when it has grown.
-set enable_seqscan = off
 as $$
 declare
   v_lease_end timestamptz := p_now + make_interval(secs => p_lease_seconds);
@@ -1439,12 +1438,16 @@ begin
   if p_request_id is not null then
     -- A repeat may overtake the call it repeats: it waits here for that call's end.
     perform pg_advisory_xact_lock(hashtextextended('filemark ' || p_request_id, 0));
-    if exists (select from filemark.claim_requests r
-                where r.pipeline = p_pipeline and r.request_id = p_request_id) then
+    select r.file_urls into v_urls
+      from filemark.claim_requests r
+     where r.pipeline = p_pipeline and r.request_id = p_request_id;
+    if found then
       return query select * from filemark.read_claims(p_pipeline, array(
-        select f.file_url::text from filemark.file_checkpoints f
-         where f.pipeline = p_pipeline and f.status = 'processing' and f.request_id = p_request_id
-         order by f.priority desc, f.available_at, f.file_url));
+        select f.file_url::text
+          from unnest(v_urls) with ordinality u (url, position)
+          join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+         where f.status = 'processing' and f.request_id = p_request_id
+         order by u.position));
       return;
     end if;
   end if;
@@ -1479,8 +1482,8 @@ begin
   end if;
 
   if p_request_id is not null then
-    insert into filemark.claim_requests (pipeline, request_id, claimed_at)
-    values (p_pipeline, p_request_id, v_now);
+    insert into filemark.claim_requests (pipeline, request_id, file_urls, claimed_at)
+    values (p_pipeline, p_request_id, v_urls, v_now);
   end if;
   perform filemark.take_files(
     p_pipeline, v_urls, p_worker_id, p_request_id, v_settings.lease_seconds, v_now);
@@ -1935,8 +1938,7 @@ create function filemark.complete_files(p_pipeline text, p_completions filemark.
 returns table (file_url text, outcome text)
 language plpgsql
 set search_path = ''
--- A plan made while the table was small must not read all of it when it has grown.
-set enable_seqscan = off
+-- A look-up by key per completion, in their order, however few or many rows the planner expects (97_plans.sql).
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
@@ -1965,7 +1967,8 @@ begin
      where f.pipeline = p_pipeline
        and f.file_url = c.file_url
        and f.claim_token = c.claim_token
-       and f.status = 'processing'
+       -- That is: processing. Said so that the planner keeps to the key, not to the index of leases.
+       and f.lease_expires_at is not null
        and f.superseded_by is null
        and (c.etag is null or f.etag is null or c.etag = f.etag
             or (select p.on_overwrite = 'ignore' from filemark.pipelines p where p.pipeline = p_pipeline))
@@ -2767,6 +2770,47 @@ $$;
 
 comment on function filemark.reclaim_stale_claims(int, boolean, text) is
   'Ends claims whose lease is over: files with budget left are pending again, the others dead letters.';
+
+-- sql/97_plans.sql
+
+-- filemark: plans that stay good while the tables grow
+--
+-- A session keeps the plans it made. One made while a table had a page of rows reads that page whole and sorts
+-- it; when a million files are registered, the same plan reads a million rows per claim, until the next
+-- analyze. Every statement of these functions has an index that serves it, in its order, so reading and
+-- sorting whole tables is forbidden to them, and to what they call. persist_records is not among them: the
+-- caller's table is planned as ever.
+--
+-- Replacing a function drops these settings: repeat this file's loop then, as that of 99_grants.sql.
+
+do $plans$
+declare
+  v_function regprocedure;
+begin
+  foreach v_function in array array[
+    'public.register_files(jsonb, text)',
+    'public.claim_file(text, text, timestamptz, text, text, text, uuid)',
+    'public.claim_next_files(text, int, text, text, uuid)',
+    'public.extend_claim(text, bigint, text)',
+    'public.complete_file(text, bigint, bigint, bigint, bigint, bigint, jsonb, text, text)',
+    'public.fail_file(text, bigint, text, boolean, jsonb, int, text)',
+    'public.release_file(text, bigint, text)',
+    'public.complete_and_claim_next(text, jsonb, int, text, text, uuid)',
+    'public.get_file_checkpoint(text, text)',
+    'public.list_file_checkpoints(text, int, text, text)',
+    'public.pending_files(text[], text)',
+    'public.requeue_file(text, text, boolean, text, text, text)',
+    'filemark.assert_claim(text, bigint, text)',
+    'filemark.begin_persist(text, bigint, jsonb, bigint, bigint, text)',
+    'filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text)',
+    'filemark.reclaim_stale_claims(int, boolean, text)'
+  ]::regprocedure[] loop
+    execute format('alter function %s set enable_seqscan = off', v_function);
+    execute format('alter function %s set enable_bitmapscan = off', v_function);
+    execute format('alter function %s set enable_sort = off', v_function);
+  end loop;
+end
+$plans$;
 
 -- sql/99_grants.sql
 
