@@ -151,8 +151,8 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_keys constant text[] :=
-    '{file_url,file_type,file_timestamp,etag,size_bytes,priority,available_at,metadata}';
+  v_keys constant text[] := array[
+    'file_url', 'file_type', 'file_timestamp', 'etag', 'size_bytes', 'priority', 'available_at', 'metadata'];
   v_bad record;
 begin
   if jsonb_typeof(p_files) is distinct from 'array' then

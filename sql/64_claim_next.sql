@@ -12,7 +12,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_urls text[] := '{}';
+  v_urls text[] := array[]::text[];
   -- Above every priority; each round searches the next lower one.
   v_priority bigint := 2147483648;
 begin
@@ -68,7 +68,7 @@ set search_path = ''
 as $$
 declare
   v_file filemark.file_checkpoints;
-  v_urls text[] := '{}';
+  v_urls text[] := array[]::text[];
 begin
   for v_file in
     select f.* from filemark.file_checkpoints f

@@ -168,8 +168,9 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_keys constant text[] :=
-    '{file_url,claim_token,records_total,records_filtered,records_persisted,processing_time_ms,accumulated_results,etag}';
+  v_keys constant text[] := array[
+    'file_url', 'claim_token', 'records_total', 'records_filtered', 'records_persisted', 'processing_time_ms',
+    'accumulated_results', 'etag'];
   v_bad record;
   v_completions filemark.completion[];
 begin

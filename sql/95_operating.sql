@@ -24,7 +24,7 @@ begin
     v_checkpoint.cursor := p_file.cursor;
     v_checkpoint.saved_at := p_file.checkpointed_at;
   else
-    v_seq := split_part(p_from, ':', 2);
+    v_seq := split_part(p_from, ':', 2)::bigint;
     select h.* into v_checkpoint
       from filemark.checkpoint_history h
      where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url and h.checkpoint_seq = v_seq;

@@ -846,8 +846,8 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_keys constant text[] :=
-    '{file_url,file_type,file_timestamp,etag,size_bytes,priority,available_at,metadata}';
+  v_keys constant text[] := array[
+    'file_url', 'file_type', 'file_timestamp', 'etag', 'size_bytes', 'priority', 'available_at', 'metadata'];
   v_bad record;
 begin
   if jsonb_typeof(p_files) is distinct from 'array' then
@@ -1334,7 +1334,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_urls text[] := '{}';
+  v_urls text[] := array[]::text[];
   -- Above every priority; each round searches the next lower one.
   v_priority bigint := 2147483648;
 begin
@@ -1390,7 +1390,7 @@ set search_path = ''
 as $$
 declare
   v_file filemark.file_checkpoints;
-  v_urls text[] := '{}';
+  v_urls text[] := array[]::text[];
 begin
   for v_file in
     select f.* from filemark.file_checkpoints f
@@ -2096,8 +2096,9 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_keys constant text[] :=
-    '{file_url,claim_token,records_total,records_filtered,records_persisted,processing_time_ms,accumulated_results,etag}';
+  v_keys constant text[] := array[
+    'file_url', 'claim_token', 'records_total', 'records_filtered', 'records_persisted', 'processing_time_ms',
+    'accumulated_results', 'etag'];
   v_bad record;
   v_completions filemark.completion[];
 begin
@@ -2561,7 +2562,7 @@ begin
     v_checkpoint.cursor := p_file.cursor;
     v_checkpoint.saved_at := p_file.checkpointed_at;
   else
-    v_seq := split_part(p_from, ':', 2);
+    v_seq := split_part(p_from, ':', 2)::bigint;
     select h.* into v_checkpoint
       from filemark.checkpoint_history h
      where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url and h.checkpoint_seq = v_seq;
