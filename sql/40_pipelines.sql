@@ -151,10 +151,15 @@ declare
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100);
   perform filemark.check_settings(p_settings);
+  perform filemark.check_text('p_actor', coalesce(nullif(p_actor, ''), '-'), 200);
   perform filemark.ensure_pipeline(p_pipeline);
 
   select p.* into v_old from filemark.pipelines p where p.pipeline = p_pipeline for no key update;
-  v_new := jsonb_populate_record(v_old, p_settings);
+  -- 5.0 is a whole number too, but no text of an int.
+  v_new := jsonb_populate_record(v_old, (
+    select coalesce(jsonb_object_agg(s.key, case jsonb_typeof(s.value)
+             when 'number' then to_jsonb(trim_scale(s.value::numeric)) else s.value end), '{}')
+      from jsonb_each(p_settings) s));
   select coalesce(jsonb_object_agg(n.key, jsonb_build_array(o.value, n.value)), '{}')
     into v_changed
     from jsonb_each(to_jsonb(v_new)) n

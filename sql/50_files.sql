@@ -35,9 +35,9 @@ begin
          etag = p_content ->> 'etag',
          file_type = coalesce(p_content ->> 'file_type', f.file_type),
          file_timestamp = coalesce((p_content ->> 'file_timestamp')::timestamptz, f.file_timestamp),
-         size_bytes = (p_content ->> 'size_bytes')::bigint,
+         size_bytes = (p_content ->> 'size_bytes')::numeric::bigint,
          metadata = coalesce(nullif(p_content -> 'metadata', 'null'), f.metadata),
-         priority = coalesce((p_content ->> 'priority')::int, f.priority),
+         priority = coalesce((p_content ->> 'priority')::numeric::int, f.priority),
          available_at = coalesce((p_content ->> 'available_at')::timestamptz, p_now),
          superseded_by = null,
          status = 'pending',
@@ -232,14 +232,14 @@ begin
 
   insert into filemark.file_checkpoints (
     pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
-  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes, coalesce(e.priority, 0),
+  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes::bigint, coalesce(e.priority::int, 0),
          coalesce(e.available_at, v_now), coalesce(nullif(e.metadata, 'null'), '{}'), v_now
     from (
       select distinct on (r.file_url collate "C") r.*
         from rows from (
           jsonb_to_recordset(p_files) as (
-            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes bigint,
-            priority int, available_at timestamptz, metadata jsonb)
+            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes numeric,
+            priority numeric, available_at timestamptz, metadata jsonb)
         ) with ordinality as r (
             file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
        order by r.file_url collate "C", r.position desc
@@ -258,10 +258,13 @@ begin
             from jsonb_array_elements(p_files) with ordinality e (entry, position)
            order by (e.entry ->> 'file_url') collate "C", e.position desc
         ) latest
-        join filemark.file_checkpoints f
-          on f.pipeline = p_pipeline and f.file_url = latest.entry ->> 'file_url'
+       cross join lateral (
+         -- The offset keeps this a look-up per entry, however small the table was when this was planned.
+         select c.etag from filemark.file_checkpoints c
+          where c.pipeline = p_pipeline and c.file_url = latest.entry ->> 'file_url' offset 0
+       ) f
        where latest.entry ->> 'etag' <> coalesce(f.etag, '')
-       order by f.file_url
+       order by (latest.entry ->> 'file_url') collate "C"
     loop
       select f.* into v_known
         from filemark.file_checkpoints f

@@ -47,9 +47,19 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      for no key update;
+  -- Again, now that the wait for the locks is over: the lease begins here.
+  v_now := clock_timestamp();
   if v_file.request_id = p_request_id and v_file.status = 'processing' then
     return 'claimed';
   elsif filemark.note_content(v_file, p_content, v_settings.on_overwrite, v_now, p_worker_id) then
+    select f.* into v_file
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  end if;
+  if v_file.superseded_by is not null and v_file.lease_expires_at <= v_now then
+    -- The claim is lost, and its end starts the next generation, which may have a time of its own.
+    perform filemark.end_lost_claim(v_file, v_now, p_worker_id);
+    v_slots := v_slots + 1;
     select f.* into v_file
       from filemark.file_checkpoints f
      where f.pipeline = p_pipeline and f.file_url = p_file_url;

@@ -82,7 +82,10 @@ begin
       update filemark.file_checkpoints f
          set lease_check_at = v_file.lease_expires_at
        where f.pipeline = p_pipeline and f.file_url = v_file.file_url;
-    elsif v_file.attempts >= p_max_attempts and v_file.superseded_by is null then
+    elsif v_file.superseded_by is not null then
+      -- Its next generation is in the queue now, with a type, a priority and a time of its own.
+      perform filemark.end_lost_claim(v_file, p_now, p_actor);
+    elsif v_file.attempts >= p_max_attempts then
       perform filemark.bury_lost_file(v_file, p_actor);
     else
       v_urls := v_urls || v_file.file_url::text;
@@ -135,11 +138,16 @@ begin
     return;
   end if;
   if v_settings.max_concurrency is not null then
-    v_room := least(p_limit, filemark.free_slots(p_pipeline));
+    -- Locks the pipeline's row, before any file's.
+    perform filemark.free_slots(p_pipeline);
   end if;
 
   v_lost := filemark.lock_lost_files(
     p_pipeline, p_file_type, p_limit, v_settings.max_attempts, v_now, p_worker_id);
+  if v_settings.max_concurrency is not null then
+    -- Counted when the dead letters and the superseded among the lost have left their slots.
+    v_room := least(p_limit, filemark.free_slots(p_pipeline));
+  end if;
   v_urls := filemark.lock_due_files(p_pipeline, p_file_type, v_room, v_now);
   if v_lost <> '{}' then
     -- A file taken over has its slot already, so only the due ones are bound by v_room.

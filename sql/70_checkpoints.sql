@@ -52,7 +52,8 @@ begin
            checkpointed_at = v_now,
            history_length = f.history_length + 1,
            records_persisted = f.records_persisted + p_records_persisted,
-           lease_expires_at = v_now + make_interval(secs => v_settings.lease_seconds),
+           -- Never shorter: this call may have waited for the lock while another renewed the lease.
+           lease_expires_at = greatest(f.lease_expires_at, v_now + make_interval(secs => v_settings.lease_seconds)),
            attempts = case when p_items_processed > f.items_processed then 1 else f.attempts end
      where f.pipeline = p_pipeline
        and f.file_url = p_file_url
@@ -74,7 +75,8 @@ begin
     return query
     select r.checkpoint_seq, r.lease_expires_at, r.history_length
       from filemark.repeated_checkpoint(
-        p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_checkpoint_seq) r;
+        p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results,
+        p_checkpoint_seq) r;
   end if;
 end
 $$;
@@ -87,6 +89,7 @@ create function filemark.repeated_checkpoint(
   p_claim_token bigint,
   p_cursor jsonb,
   p_items_processed bigint,
+  p_accumulated_results jsonb,
   p_checkpoint_seq bigint,
   out checkpoint_seq bigint,
   out lease_expires_at timestamptz,
@@ -100,7 +103,7 @@ declare
   v_file record;
   v_saved record;
 begin
-  select f.checkpoint_seq, f.items_processed, f.lease_expires_at, f.history_length
+  select f.checkpoint_seq, f.items_processed, f.accumulated_results, f.lease_expires_at, f.history_length
     into v_file
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url
@@ -116,7 +119,8 @@ begin
       from filemark.checkpoint_history h
      where h.pipeline = p_pipeline and h.file_url = p_file_url
        and h.checkpoint_seq = v_file.checkpoint_seq and h.claim_token = p_claim_token;
-    if v_saved.cursor = p_cursor and v_saved.items_processed = p_items_processed then
+    if v_saved.cursor = p_cursor and v_saved.items_processed = p_items_processed
+       and coalesce(p_accumulated_results = v_file.accumulated_results, p_accumulated_results is null) then
       checkpoint_seq := v_file.checkpoint_seq;
       lease_expires_at := v_file.lease_expires_at;
       history_length := v_file.history_length;
@@ -183,8 +187,8 @@ declare
   v_lease_end timestamptz;
 begin
   update filemark.file_checkpoints f
-     set lease_expires_at = v_now + make_interval(secs => (
-           select p.lease_seconds from filemark.pipelines p where p.pipeline = p_pipeline))
+     set lease_expires_at = greatest(f.lease_expires_at, v_now + make_interval(secs => (
+           select p.lease_seconds from filemark.pipelines p where p.pipeline = p_pipeline)))
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      and f.claim_token = p_claim_token and f.status = 'processing'
   returning f.lease_expires_at into v_lease_end;

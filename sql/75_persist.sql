@@ -11,6 +11,7 @@ create function filemark.begin_persist(
   p_claim_token bigint,
   p_cursor jsonb,
   p_items_processed bigint,
+  p_accumulated_results jsonb,
   p_checkpoint_seq bigint,
   p_pipeline text
 )
@@ -22,6 +23,11 @@ as $$
 declare
   v_file record;
 begin
+  if p_cursor is null then
+    perform filemark.refuse_argument('p_cursor', null, 'the next position to process, as any JSON');
+  end if;
+  perform filemark.check_number('p_items_processed', p_items_processed, 0, 9223372036854775807),
+          filemark.check_number('p_checkpoint_seq', coalesce(p_checkpoint_seq, 1), 1, 9223372036854775807);
   select f.checkpoint_seq, f.items_processed
     into v_file
     from filemark.file_checkpoints f
@@ -37,7 +43,8 @@ begin
   return query
   select r.records_persisted, r.checkpoint_seq, r.lease_expires_at
     from filemark.repeated_checkpoint(
-      p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_checkpoint_seq) r;
+      p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results,
+      p_checkpoint_seq) r;
 end
 $$;
 
@@ -152,7 +159,8 @@ begin
   return query
   select b.records_persisted, b.checkpoint_seq, b.lease_expires_at
     from filemark.begin_persist(
-      p_file_url, p_claim_token, p_cursor, p_items_processed, p_checkpoint_seq, p_pipeline) b;
+      p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results, p_checkpoint_seq,
+      p_pipeline) b;
   if found then
     return;
   end if;

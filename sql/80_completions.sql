@@ -19,6 +19,16 @@ declare
   v_done text[];
   v_left record;
 begin
+  if cardinality(p_completions) > 1 then
+    -- All of them first, one by one in key order: the update passes over those with newer content, and would
+    -- have locked what comes after them.
+    perform from unnest(p_completions) c
+     cross join lateral (
+       select from filemark.file_checkpoints f
+        where f.pipeline = p_pipeline and f.file_url = c.file_url and f.claim_token = c.claim_token
+          for no key update) locked;
+  end if;
+
   with done as (
     update filemark.file_checkpoints f
        set status = 'completed',
@@ -193,8 +203,8 @@ begin
        when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
             or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
          'an object with texts as file_url and etag'
-       when concat_ws(' ', e.entry ->> 'claim_token', e.entry ->> 'records_total', e.entry ->> 'records_filtered',
-                      e.entry ->> 'records_persisted', e.entry ->> 'processing_time_ms') !~ '^(\d{1,18} ?)+$' then
+       when exists (select from jsonb_each_text(e.entry - array['file_url', 'etag', 'accumulated_results']) n (key, value)
+                     where n.value !~ '^\d{1,18}$') then
          'an object with a claim_token, and whole numbers of 0 or more as counts and time'
        end
    ) as checked (verdict)

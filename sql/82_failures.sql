@@ -53,7 +53,7 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url and f.claim_token = p_claim_token
      for no key update;
-  if not found or v_file.claim_ended <> 'failed' then
+  if not found or (v_file.status <> 'processing' and v_file.claim_ended is distinct from 'failed') then
     perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
   end if;
 

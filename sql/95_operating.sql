@@ -174,6 +174,9 @@ declare
   v_file filemark.file_checkpoints;
 begin
   perform filemark.check_number('p_limit', p_limit, 1, 1000000);
+  if p_dry_run is null then
+    perform filemark.refuse_argument('p_dry_run', null, 'true or false');
+  end if;
   if p_pipeline is not null and not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
     raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
   end if;

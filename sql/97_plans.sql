@@ -26,7 +26,7 @@ begin
     'public.pending_files(text[], text)',
     'public.requeue_file(text, text, boolean, text, text, text)',
     'filemark.assert_claim(text, bigint, text)',
-    'filemark.begin_persist(text, bigint, jsonb, bigint, bigint, text)',
+    'filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text)',
     'filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text)',
     'filemark.reclaim_stale_claims(int, boolean, text)'
   ]::regprocedure[] loop

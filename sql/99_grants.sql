@@ -63,7 +63,7 @@ begin
            public.pipeline_stats(text),
            filemark.assert_claim(text, bigint, text),
            -- what persist_records, which runs as its caller, is made of
-           filemark.begin_persist(text, bigint, jsonb, bigint, bigint, text),
+           filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text),
            filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text),
            filemark.target_table(text),
            filemark.insert_records(regclass, jsonb),

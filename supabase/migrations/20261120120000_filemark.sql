@@ -648,10 +648,15 @@ declare
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100);
   perform filemark.check_settings(p_settings);
+  perform filemark.check_text('p_actor', coalesce(nullif(p_actor, ''), '-'), 200);
   perform filemark.ensure_pipeline(p_pipeline);
 
   select p.* into v_old from filemark.pipelines p where p.pipeline = p_pipeline for no key update;
-  v_new := jsonb_populate_record(v_old, p_settings);
+  -- 5.0 is a whole number too, but no text of an int.
+  v_new := jsonb_populate_record(v_old, (
+    select coalesce(jsonb_object_agg(s.key, case jsonb_typeof(s.value)
+             when 'number' then to_jsonb(trim_scale(s.value::numeric)) else s.value end), '{}')
+      from jsonb_each(p_settings) s));
   select coalesce(jsonb_object_agg(n.key, jsonb_build_array(o.value, n.value)), '{}')
     into v_changed
     from jsonb_each(to_jsonb(v_new)) n
@@ -730,9 +735,9 @@ begin
          etag = p_content ->> 'etag',
          file_type = coalesce(p_content ->> 'file_type', f.file_type),
          file_timestamp = coalesce((p_content ->> 'file_timestamp')::timestamptz, f.file_timestamp),
-         size_bytes = (p_content ->> 'size_bytes')::bigint,
+         size_bytes = (p_content ->> 'size_bytes')::numeric::bigint,
          metadata = coalesce(nullif(p_content -> 'metadata', 'null'), f.metadata),
-         priority = coalesce((p_content ->> 'priority')::int, f.priority),
+         priority = coalesce((p_content ->> 'priority')::numeric::int, f.priority),
          available_at = coalesce((p_content ->> 'available_at')::timestamptz, p_now),
          superseded_by = null,
          status = 'pending',
@@ -927,14 +932,14 @@ begin
 
   insert into filemark.file_checkpoints (
     pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
-  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes, coalesce(e.priority, 0),
+  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes::bigint, coalesce(e.priority::int, 0),
          coalesce(e.available_at, v_now), coalesce(nullif(e.metadata, 'null'), '{}'), v_now
     from (
       select distinct on (r.file_url collate "C") r.*
         from rows from (
           jsonb_to_recordset(p_files) as (
-            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes bigint,
-            priority int, available_at timestamptz, metadata jsonb)
+            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes numeric,
+            priority numeric, available_at timestamptz, metadata jsonb)
         ) with ordinality as r (
             file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
        order by r.file_url collate "C", r.position desc
@@ -953,10 +958,13 @@ begin
             from jsonb_array_elements(p_files) with ordinality e (entry, position)
            order by (e.entry ->> 'file_url') collate "C", e.position desc
         ) latest
-        join filemark.file_checkpoints f
-          on f.pipeline = p_pipeline and f.file_url = latest.entry ->> 'file_url'
+       cross join lateral (
+         -- The offset keeps this a look-up per entry, however small the table was when this was planned.
+         select c.etag from filemark.file_checkpoints c
+          where c.pipeline = p_pipeline and c.file_url = latest.entry ->> 'file_url' offset 0
+       ) f
        where latest.entry ->> 'etag' <> coalesce(f.etag, '')
-       order by f.file_url
+       order by (latest.entry ->> 'file_url') collate "C"
     loop
       select f.* into v_known
         from filemark.file_checkpoints f
@@ -1208,9 +1216,19 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      for no key update;
+  -- Again, now that the wait for the locks is over: the lease begins here.
+  v_now := clock_timestamp();
   if v_file.request_id = p_request_id and v_file.status = 'processing' then
     return 'claimed';
   elsif filemark.note_content(v_file, p_content, v_settings.on_overwrite, v_now, p_worker_id) then
+    select f.* into v_file
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  end if;
+  if v_file.superseded_by is not null and v_file.lease_expires_at <= v_now then
+    -- The claim is lost, and its end starts the next generation, which may have a time of its own.
+    perform filemark.end_lost_claim(v_file, v_now, p_worker_id);
+    v_slots := v_slots + 1;
     select f.* into v_file
       from filemark.file_checkpoints f
      where f.pipeline = p_pipeline and f.file_url = p_file_url;
@@ -1404,7 +1422,10 @@ begin
       update filemark.file_checkpoints f
          set lease_check_at = v_file.lease_expires_at
        where f.pipeline = p_pipeline and f.file_url = v_file.file_url;
-    elsif v_file.attempts >= p_max_attempts and v_file.superseded_by is null then
+    elsif v_file.superseded_by is not null then
+      -- Its next generation is in the queue now, with a type, a priority and a time of its own.
+      perform filemark.end_lost_claim(v_file, p_now, p_actor);
+    elsif v_file.attempts >= p_max_attempts then
       perform filemark.bury_lost_file(v_file, p_actor);
     else
       v_urls := v_urls || v_file.file_url::text;
@@ -1457,11 +1478,16 @@ begin
     return;
   end if;
   if v_settings.max_concurrency is not null then
-    v_room := least(p_limit, filemark.free_slots(p_pipeline));
+    -- Locks the pipeline's row, before any file's.
+    perform filemark.free_slots(p_pipeline);
   end if;
 
   v_lost := filemark.lock_lost_files(
     p_pipeline, p_file_type, p_limit, v_settings.max_attempts, v_now, p_worker_id);
+  if v_settings.max_concurrency is not null then
+    -- Counted when the dead letters and the superseded among the lost have left their slots.
+    v_room := least(p_limit, filemark.free_slots(p_pipeline));
+  end if;
   v_urls := filemark.lock_due_files(p_pipeline, p_file_type, v_room, v_now);
   if v_lost <> '{}' then
     -- A file taken over has its slot already, so only the due ones are bound by v_room.
@@ -1581,7 +1607,8 @@ begin
            checkpointed_at = v_now,
            history_length = f.history_length + 1,
            records_persisted = f.records_persisted + p_records_persisted,
-           lease_expires_at = v_now + make_interval(secs => v_settings.lease_seconds),
+           -- Never shorter: this call may have waited for the lock while another renewed the lease.
+           lease_expires_at = greatest(f.lease_expires_at, v_now + make_interval(secs => v_settings.lease_seconds)),
            attempts = case when p_items_processed > f.items_processed then 1 else f.attempts end
      where f.pipeline = p_pipeline
        and f.file_url = p_file_url
@@ -1603,7 +1630,8 @@ begin
     return query
     select r.checkpoint_seq, r.lease_expires_at, r.history_length
       from filemark.repeated_checkpoint(
-        p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_checkpoint_seq) r;
+        p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results,
+        p_checkpoint_seq) r;
   end if;
 end
 $$;
@@ -1616,6 +1644,7 @@ create function filemark.repeated_checkpoint(
   p_claim_token bigint,
   p_cursor jsonb,
   p_items_processed bigint,
+  p_accumulated_results jsonb,
   p_checkpoint_seq bigint,
   out checkpoint_seq bigint,
   out lease_expires_at timestamptz,
@@ -1629,7 +1658,7 @@ declare
   v_file record;
   v_saved record;
 begin
-  select f.checkpoint_seq, f.items_processed, f.lease_expires_at, f.history_length
+  select f.checkpoint_seq, f.items_processed, f.accumulated_results, f.lease_expires_at, f.history_length
     into v_file
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url
@@ -1645,7 +1674,8 @@ begin
       from filemark.checkpoint_history h
      where h.pipeline = p_pipeline and h.file_url = p_file_url
        and h.checkpoint_seq = v_file.checkpoint_seq and h.claim_token = p_claim_token;
-    if v_saved.cursor = p_cursor and v_saved.items_processed = p_items_processed then
+    if v_saved.cursor = p_cursor and v_saved.items_processed = p_items_processed
+       and coalesce(p_accumulated_results = v_file.accumulated_results, p_accumulated_results is null) then
       checkpoint_seq := v_file.checkpoint_seq;
       lease_expires_at := v_file.lease_expires_at;
       history_length := v_file.history_length;
@@ -1712,8 +1742,8 @@ declare
   v_lease_end timestamptz;
 begin
   update filemark.file_checkpoints f
-     set lease_expires_at = v_now + make_interval(secs => (
-           select p.lease_seconds from filemark.pipelines p where p.pipeline = p_pipeline))
+     set lease_expires_at = greatest(f.lease_expires_at, v_now + make_interval(secs => (
+           select p.lease_seconds from filemark.pipelines p where p.pipeline = p_pipeline)))
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      and f.claim_token = p_claim_token and f.status = 'processing'
   returning f.lease_expires_at into v_lease_end;
@@ -1764,6 +1794,7 @@ create function filemark.begin_persist(
   p_claim_token bigint,
   p_cursor jsonb,
   p_items_processed bigint,
+  p_accumulated_results jsonb,
   p_checkpoint_seq bigint,
   p_pipeline text
 )
@@ -1775,6 +1806,11 @@ as $$
 declare
   v_file record;
 begin
+  if p_cursor is null then
+    perform filemark.refuse_argument('p_cursor', null, 'the next position to process, as any JSON');
+  end if;
+  perform filemark.check_number('p_items_processed', p_items_processed, 0, 9223372036854775807),
+          filemark.check_number('p_checkpoint_seq', coalesce(p_checkpoint_seq, 1), 1, 9223372036854775807);
   select f.checkpoint_seq, f.items_processed
     into v_file
     from filemark.file_checkpoints f
@@ -1790,7 +1826,8 @@ begin
   return query
   select r.records_persisted, r.checkpoint_seq, r.lease_expires_at
     from filemark.repeated_checkpoint(
-      p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_checkpoint_seq) r;
+      p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results,
+      p_checkpoint_seq) r;
 end
 $$;
 
@@ -1905,7 +1942,8 @@ begin
   return query
   select b.records_persisted, b.checkpoint_seq, b.lease_expires_at
     from filemark.begin_persist(
-      p_file_url, p_claim_token, p_cursor, p_items_processed, p_checkpoint_seq, p_pipeline) b;
+      p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results, p_checkpoint_seq,
+      p_pipeline) b;
   if found then
     return;
   end if;
@@ -1947,6 +1985,16 @@ declare
   v_done text[];
   v_left record;
 begin
+  if cardinality(p_completions) > 1 then
+    -- All of them first, one by one in key order: the update passes over those with newer content, and would
+    -- have locked what comes after them.
+    perform from unnest(p_completions) c
+     cross join lateral (
+       select from filemark.file_checkpoints f
+        where f.pipeline = p_pipeline and f.file_url = c.file_url and f.claim_token = c.claim_token
+          for no key update) locked;
+  end if;
+
   with done as (
     update filemark.file_checkpoints f
        set status = 'completed',
@@ -2121,8 +2169,8 @@ begin
        when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
             or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
          'an object with texts as file_url and etag'
-       when concat_ws(' ', e.entry ->> 'claim_token', e.entry ->> 'records_total', e.entry ->> 'records_filtered',
-                      e.entry ->> 'records_persisted', e.entry ->> 'processing_time_ms') !~ '^(\d{1,18} ?)+$' then
+       when exists (select from jsonb_each_text(e.entry - array['file_url', 'etag', 'accumulated_results']) n (key, value)
+                     where n.value !~ '^\d{1,18}$') then
          'an object with a claim_token, and whole numbers of 0 or more as counts and time'
        end
    ) as checked (verdict)
@@ -2261,7 +2309,7 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url and f.claim_token = p_claim_token
      for no key update;
-  if not found or v_file.claim_ended <> 'failed' then
+  if not found or (v_file.status <> 'processing' and v_file.claim_ended is distinct from 'failed') then
     perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
   end if;
 
@@ -2712,6 +2760,9 @@ declare
   v_file filemark.file_checkpoints;
 begin
   perform filemark.check_number('p_limit', p_limit, 1, 1000000);
+  if p_dry_run is null then
+    perform filemark.refuse_argument('p_dry_run', null, 'true or false');
+  end if;
   if p_pipeline is not null and not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
     raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
   end if;
@@ -2802,7 +2853,7 @@ begin
     'public.pending_files(text[], text)',
     'public.requeue_file(text, text, boolean, text, text, text)',
     'filemark.assert_claim(text, bigint, text)',
-    'filemark.begin_persist(text, bigint, jsonb, bigint, bigint, text)',
+    'filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text)',
     'filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text)',
     'filemark.reclaim_stale_claims(int, boolean, text)'
   ]::regprocedure[] loop
@@ -2880,7 +2931,7 @@ begin
            public.pipeline_stats(text),
            filemark.assert_claim(text, bigint, text),
            -- what persist_records, which runs as its caller, is made of
-           filemark.begin_persist(text, bigint, jsonb, bigint, bigint, text),
+           filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text),
            filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text),
            filemark.target_table(text),
            filemark.insert_records(regclass, jsonb),
