@@ -63,13 +63,15 @@ describe('README.md', () => {
           target: 'es2023',
           types: ['node'],
           noEmit: true,
+          // supabase-js's own declarations do not agree with TypeScript 7's DOM.
+          skipLibCheck: true,
         },
         files: ['load.ts'],
       }),
     )
     await project.sh('tsc')
-    const records = Array.from({ length: 2500 }, (_, id) => ({
-      id,
+    const records = Array.from({ length: 2500 }, (_, index) => ({
+      id: 10_000 + index,
       kind: 'login',
       happened_at: '2026-11-20T05:00:00Z',
     }))
@@ -92,7 +94,8 @@ describe('README.md', () => {
     )
     await project.write('drop/b.csv', 'id,kind,happened_at\n303,logout,2026-11-20T05:00:02Z\n')
     await project.sh(snippet('sh', 'filemark run'), env)
-    const loaded = await database.sql`select id::int, kind from public.events where id > 300 order by id`
+    const loaded =
+      await database.sql`select id::int, kind from public.events where id between 300 and 399 order by id`
     expect([...loaded]).toEqual([
       { id: 301, kind: 'login' },
       { id: 303, kind: 'logout' },
@@ -103,12 +106,16 @@ describe('README.md', () => {
     await project.write('rpc.ts', snippet('ts', '// rpc.ts'))
     expect(await project.sh('node rpc.ts', env)).toContain('completed')
     const loaded =
-      await database.sql`select id::int, kind from public.events where id between 100 and 199 and kind <> 'login' order by id`
-    expect([...loaded]).toEqual([{ id: 102, kind: 'logout' }])
+      await database.sql`select id::int, kind from public.events where id between 100 and 199 order by id`
+    expect([...loaded]).toEqual([
+      { id: 101, kind: 'login' },
+      { id: 102, kind: 'logout' },
+    ])
   })
 
   test('its SQL claims a file, loads it and completes it', async () => {
-    const results = await database.sql.unsafe(snippet('sql', 'assert_claim')).simple()
+    const { sql } = await database.connect()
+    const results = await sql.unsafe(snippet('sql', 'assert_claim')).simple()
     expect(results.flat()).toContainEqual({ outcome: 'completed' })
     expect(await database.sql`select from public.events where id = 201`).toHaveLength(1)
   })
