@@ -52,19 +52,39 @@ export async function generateFunctions(sql: Sql): Promise<string> {
          select from pg_depend d
           where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
      order by p.proname`
-  const functions = Object.fromEntries(
-    rows.map(({ name, columns, ...row }) => [name, columns ? { ...row, columns } : row]),
-  )
+  const shared = new Map<string, string[]>()
+  for (const { name, columns } of rows) {
+    const text = JSON.stringify(columns)
+    if (columns) shared.set(text, [...(shared.get(text) ?? []), name])
+  }
+  const constants: string[] = []
+  for (const [columns, [first, ...others]] of shared) {
+    if (others.length === 0) shared.delete(columns)
+    else constants.push(`const ${columnsOf(first)} = ${columns} as const`)
+  }
+  const definitions = rows.map(({ name, args, required, returns, columns }) => {
+    const text = JSON.stringify(columns)
+    const result = columns ? `, columns: ${shared.has(text) ? columnsOf(shared.get(text)?.[0]) : text}` : ''
+    return `${name}: { args: ${JSON.stringify(args)}, required: ${required}, returns: '${returns}'${result} },`
+  })
   return await format(
     `// Generated from the database by scripts/generate-types.ts: npm run build:types
+
+${constants.join('\n\n')}
 
 /**
  * The public functions: their parameters with their SQL types in order, how many of them have no default, and what they
  * return: rows of the named columns, or one value of a type.
  */
-export const functions = ${JSON.stringify(functions)} as const
+export const functions = {
+${definitions.join('\n')}
+} as const
 `,
   )
+}
+
+function columnsOf(name: string | undefined): string {
+  return `${name}_columns`.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase())
 }
 
 /** The text of sdk/database.types.ts for that database. Throws when the Supabase CLI is missing. */

@@ -42,17 +42,20 @@ export type Database = {
       claim_requests: {
         Row: {
           claimed_at: string
+          file_urls: string[]
           pipeline: string
           request_id: string
         }
         ComputedFields: never
         Insert: {
           claimed_at: string
+          file_urls: string[]
           pipeline: string
           request_id: string
         }
         Update: {
           claimed_at?: string
+          file_urls?: string[]
           pipeline?: string
           request_id?: string
         }
@@ -313,6 +316,7 @@ export type Database = {
       }
       begin_persist: {
         Args: {
+          p_accumulated_results: Json
           p_checkpoint_seq: number
           p_claim_token: number
           p_cursor: Json
@@ -556,6 +560,7 @@ export type Database = {
       }
       repeated_checkpoint: {
         Args: {
+          p_accumulated_results: Json
           p_checkpoint_seq: number
           p_claim_token: number
           p_cursor: Json

@@ -15,7 +15,7 @@ import type { Json, RowOf } from './rows.ts'
 /** A checkpoint to save. */
 export interface Checkpoint {
   /** The next position to process, as any JSON but null: 0, false and '' are fine. */
-  cursor: unknown
+  cursor: NonNullable<unknown>
   /** Items done so far in the whole file: a total, never the size of a batch. */
   itemsProcessed: number
   /** What was worked out so far, as any JSON. `{}` clears it; left out, what is there stays. */
@@ -119,8 +119,8 @@ export let claimControl: {
  * `{ tx }` to join the caller's transaction on a direct connection.
  *
  * **When a transaction with a save in it is rolled back**, the claim cannot know. It finds out at its next save: the same
- * save again is taken as a repeat and simply saved; any other throws CheckpointConflictError, and the claim is back at
- * its last committed checkpoint, from whose cursor to go on. `refresh()` finds out at once.
+ * save again is taken as a repeat and simply saved; any other, and `complete`, throws CheckpointConflictError, and the
+ * claim is back at its last committed checkpoint, from whose cursor to go on. `refresh()` finds out at once.
  */
 export class FileClaim {
   readonly pipeline: string
@@ -279,12 +279,16 @@ export class FileClaim {
     }
   }
 
-  /** Finishes the file. */
+  /**
+   * Finishes the file. Throws CheckpointConflictError when the transaction of the last save was rolled back: then what
+   * that was to save is still to be done.
+   */
   async complete(
     stats: CompletionStats = {},
     options: WriteOptions = {},
   ): Promise<{ outcome: CompletionOutcome }> {
     return await this.#finish(async () => {
+      if (this.#uncommitted) await this.#checkPosition(options)
       const [row] = await this.#context.connection.call(
         'complete_file',
         {
@@ -449,10 +453,16 @@ export class FileClaim {
     })
   }
 
-  /** Refuses the save when the database is not where the claim, and so whoever computed the save, believes it is. */
+  /** Refuses to go on when the database is not where the claim, and so whoever works on it, believes it is. */
   async #checkPosition(options: WriteOptions): Promise<void> {
     const believed = this.#position.checkpointSeq
-    await this.#read(options)
+    try {
+      await this.#read(options)
+    } catch (error) {
+      // The call itself will say it, and better: a claim that has ended may be told so again.
+      if (error instanceof ClaimLostError) return
+      throw error
+    }
     if (this.#position.checkpointSeq !== believed) {
       throw new CheckpointConflictError(
         `the last checkpoint of file "${this.fileUrl}" is ${this.#position.checkpointSeq}, not ${believed}`,

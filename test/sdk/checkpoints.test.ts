@@ -223,7 +223,7 @@ describe.each(Object.entries(clients))('over %s', (_, open) => {
     ['undefined', undefined, 'p_cursor'],
   ])('a cursor that is or holds %s is refused by name', async (_, cursor, where) => {
     const first = await claim(newManager(db.client))
-    const save = first.saveCheckpoint({ cursor, itemsProcessed: 1 })
+    const save = first.saveCheckpoint({ cursor: cursor as NonNullable<unknown>, itemsProcessed: 1 })
     await expect(save).rejects.toThrow(InvalidArgumentError)
     await expect(save).rejects.toThrow(`${where} must be `)
     await first.saveCheckpoint({ cursor: 1, itemsProcessed: 1 })

@@ -222,6 +222,30 @@ describe('a lease', () => {
   })
 })
 
+test('a renewal that crosses the completion on its way does not make the claim lost', async () => {
+  const claim = (await checkpoints.claimFile(file('a'))) as FileClaim
+  const blocker = await database.connect()
+  const calls: Promise<unknown>[] = []
+  await blocker.sql.begin(async (tx) => {
+    await tx`select from filemark.file_checkpoints where pipeline = ${claim.pipeline} for update`
+    const waiting = async () =>
+      (
+        await database.sql`
+          select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
+      ).length
+    for (const call of [() => claim.complete(), () => claim.extend()]) {
+      calls.push(call())
+      await until(async () => (await waiting()) === calls.length)
+    }
+  })
+  expect(await Promise.allSettled(calls)).toMatchObject([
+    { status: 'fulfilled', value: { outcome: 'completed' } },
+    { status: 'rejected', reason: { code: 'PT409' } },
+  ])
+  expect(claim.signal.aborted).toBe(false)
+  expect(claim.ended).toBe('completed')
+})
+
 describe('a claim that is lost', () => {
   test('aborts the signal of its handler, which is given up after its grace', async () => {
     await configure({ lease_seconds: 1 })

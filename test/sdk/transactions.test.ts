@@ -120,23 +120,43 @@ describe.each(Object.entries(direct))('a transaction of %s', (_, open) => {
     expect(await saved()).toEqual([1, 2, 3])
   })
 
-  test('a loop that swallows rollbacks loses no batch and counts none twice', async () => {
-    const batches = Array.from({ length: 12 }, (_, n) => n)
+  test('a handler that swallows rollbacks loses no batch and loads none twice', async () => {
+    await claim.release()
+    await db.query(
+      `select filemark.configure_pipeline('${checkpoints.pipeline}', '{"backoff_base_seconds": 0}')`,
+    )
+    const batches = 12
     let attempt = 0
-    while (Number(claim.cursor ?? 0) < batches.length) {
-      const next = Number(claim.cursor ?? 0)
-      attempt += 1
-      if (attempt > 100) throw new Error('does not come to an end')
-      await begin(async ({ tx, query }) => {
-        await query('insert into events values ($1)', [batches[next]])
-        await claim.saveCheckpoint({ cursor: next + 1, itemsProcessed: claim.itemsProcessed + 1 }, { tx })
-        if (attempt % 3 === 0) throw rollback
-      }).catch(() => {})
-    }
-    // Whether the last transaction took effect, only the database knows.
-    await claim.refresh()
-    expect(await db.query('select count(*)::int as n from events')).toEqual([{ n: claim.itemsProcessed }])
-    expect(claim.itemsProcessed).toBe(claim.cursor)
+    const load = () =>
+      checkpoints.processFile(file('a'), async (claim) => {
+        while (Number(claim.cursor ?? 0) < batches) {
+          const next = Number(claim.cursor ?? 0) + 1
+          attempt += 1
+          if (attempt > 100) throw new Error('does not come to an end')
+          await begin(async ({ tx, query }) => {
+            await query('insert into events values ($1)', [next])
+            await claim.saveCheckpoint({ cursor: next, itemsProcessed: claim.itemsProcessed + 1 }, { tx })
+            if (attempt % 3 === 0 || (next === batches && attempt < 60)) throw rollback
+          }).catch(() => {})
+        }
+        // The last batch looks done, whether its transaction has committed or not.
+        expect(claim.cursor).toBe(batches)
+      })
+    const first = await load()
+    expect(first).toMatchObject({ outcome: 'failed', error: expect.any(CheckpointConflictError) })
+    expect(first).toMatchObject({ claim: { cursor: batches - 1, itemsProcessed: batches - 1 } })
+    attempt = 60
+    expect(await load()).toMatchObject({ outcome: 'completed', claim: { itemsProcessed: batches } })
+    const loaded = await db.query('select id from events order by id')
+    expect(loaded.map(({ id }) => id)).toEqual(Array.from({ length: batches }, (_, n) => n + 1))
+  })
+
+  test('that saved and completed is told so when it is completed again', async () => {
+    await begin(async ({ tx }) => {
+      await claim.saveCheckpoint({ cursor: 1, itemsProcessed: 1 }, { tx })
+      expect(await claim.complete({}, { tx })).toEqual({ outcome: 'completed' })
+    })
+    expect(await claim.complete()).toEqual({ outcome: 'already_completed' })
   })
 
   test('refresh tells where the claim stands after a rollback', async () => {
