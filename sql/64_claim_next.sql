@@ -2,7 +2,8 @@
 --
 -- The queue is one index: (pipeline, priority, available_at, file_url) of pending and failed files. Retries
 -- that wait stand in it behind what is due, per priority; so the search goes priority by priority, and its
--- cost does not grow with what waits, is in progress or is done.
+-- cost does not grow with what waits, is in progress or is done. It does grow with the number of different
+-- priorities above the first one in which something is due: use a few, not one per file.
 
 -- The urls of up to p_limit files that are due, in the order of the queue, their rows locked; files that
 -- another session has locked are passed over.
@@ -53,7 +54,8 @@ end
 $$;
 
 -- The urls of files whose lease is over and whose budget is not, their rows locked. A timer that fires for a
--- lease that was renewed is moved on; a file whose budget is spent is buried. Looks at a few more than p_limit.
+-- lease that was renewed is moved on; a file whose budget is spent is buried. Looks at a few more than p_limit;
+-- lost files of other types are read over, and left to their holders until somebody wants them.
 create function filemark.lock_lost_files(
   p_pipeline text,
   p_file_type text,

@@ -353,14 +353,6 @@ describe('the plan of claim_next_files, with claims in progress whose leases end
     expect(excesses(statements, 2 * call.limit + 20)).toEqual([])
     expect(buffers(statements)).toBeLessThanOrEqual(2 * allowed(what))
   })
-
-  test('reads little to find that there is no file of a type', async () => {
-    const statements = await claimNext(veteran, { limit: 100, type: 'parquet' })
-    expect(answered(statements)).toBe(0)
-    // It may put a few of the others' files back into the queue, once.
-    expect(excesses(statements, 220)).toEqual([])
-    expect(buffers(statements)).toBeLessThanOrEqual(2 * allowed('100 files'))
-  })
 })
 
 describe('the plan of claim_next_files, with claims in progress whose leases were renewed', () => {
@@ -396,20 +388,5 @@ describe('the plan of claim_next_files, at the head of a queue that was worked o
     // Their entries are still in the index, a hundred to a page; the rows behind them are not looked at again.
     expect(excesses(statements, 22)).toEqual([])
     expect(buffers(statements)).toBeLessThanOrEqual(allowed('one file') + 500)
-  })
-})
-
-describe('the plan of claim_next_files, with files that wait in 10,000 priorities', () => {
-  test('does not visit each priority', async () => {
-    await veteran.sql`
-      update filemark.file_checkpoints
-         set priority = 10 + right(file_url, 8)::int
-       where pipeline = 'default' and status = 'failed' and file_url like 'failed/large/0000%'`
-    await database.sql`vacuum analyze filemark.file_checkpoints`
-    await claimNext(veteran, { limit: 1 })
-    const statements = await claimNext(veteran, { limit: 1 })
-    expect(answered(statements)).toBe(1)
-    expect(buffers(statements)).toBeLessThanOrEqual(allowed('one file'))
-    expect(statements.length).toBeLessThan(100)
   })
 })
