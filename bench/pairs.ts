@@ -1,6 +1,6 @@
 // Claim + complete pairs per second, beside raw UPDATE commits of the same rows: `npx node bench/pairs.ts`
 //
-//   --seconds 2.5         how long each measurement lasts
+//   --seconds 2           how long each measurement lasts
 //   --rounds 3            rounds, interleaved; the table shows their medians and spread
 //   --connections 1,8
 //
@@ -162,7 +162,7 @@ function rawTurns(size: number): Loop {
 
 const { values: options } = parseArgs({
   options: {
-    seconds: { type: 'string', default: '2.5' },
+    seconds: { type: 'string', default: '2' },
     rounds: { type: 'string', default: '3' },
     connections: { type: 'string', default: '1,8' },
   },

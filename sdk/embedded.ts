@@ -20,7 +20,8 @@ export interface EmbeddedOptions {
 
 /**
  * Opens an embedded Postgres with filemark's migrations applied; those it lacks are applied when an existing directory is
- * opened by a newer version. Throws DirectoryInUseError when another process, or this one, has the directory open.
+ * opened by a newer version. Claims that a process left when it died can be taken over at once. Throws
+ * DirectoryInUseError when another process, or this one, has the directory open.
  */
 export async function openEmbedded({ dataDir }: EmbeddedOptions = {}): Promise<EmbeddedDatabase> {
   if (dataDir === undefined) return await migrate(await PGlite.create())
@@ -36,7 +37,13 @@ export async function openEmbedded({ dataDir }: EmbeddedOptions = {}): Promise<E
         unlock()
       }
     }
-    return await migrate(database)
+    await migrate(database)
+    // The directory was nobody's: whoever held claims is gone, and nobody need wait for those leases to end.
+    await database.exec(`
+      update filemark.file_checkpoints
+         set lease_expires_at = clock_timestamp(), lease_check_at = clock_timestamp()
+       where status = 'processing'`)
+    return database
   } catch (error) {
     unlock()
     throw error

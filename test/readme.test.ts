@@ -14,6 +14,7 @@ describe('README.md', () => {
   let postgrest: PostgrestServer
   let project: UserProject
   let env: Record<string, string>
+  let loadProgram: string
 
   beforeAll(async () => {
     database = await createDatabase({ filemark: false, supabase: 'new' })
@@ -33,8 +34,7 @@ describe('README.md', () => {
 
   test('has at most 150 lines and names the two commands, which CI runs as they stand', () => {
     expect(readme.split('\n').length - 1).toBeLessThanOrEqual(150)
-    expect(snippet('sh', 'npm run demo')).toBe('npm ci && npm run demo\n')
-    expect(snippet('sh', 'npm test')).toBe('npm ci && npm test\n')
+    expect(snippet('sh', 'npm run demo')).toBe('npm ci && npm run demo\nnpm ci && npm test\n')
     expect(snippet('text', 'dead_letter')).toContain('takes it over at its cursor')
   })
 
@@ -53,7 +53,8 @@ describe('README.md', () => {
   })
 
   test('its smallest program loads each record once, however often it is started', async () => {
-    await project.write('load.ts', snippet('ts', '// load.ts'))
+    loadProgram = snippet('ts', '// load.ts')
+    await project.write('load.ts', loadProgram)
     await project.write(
       'tsconfig.json',
       JSON.stringify({
@@ -85,6 +86,24 @@ describe('README.md', () => {
     expect(file).toMatchObject({ status: 'completed', checkpoint_seq: '3', claim_token: '1', cursor: 2500 })
   })
 
+  test("its transaction commits the user's own writes with the cursor", async () => {
+    const [, before, after] = /^(.*) {4}await claim\.persistRecords\([^\n]*\n(.*)$/s.exec(loadProgram) ?? []
+    const inTransaction = before + snippet('ts', '// inside of the loop above') + after
+    await project.write(
+      'tx.ts',
+      inTransaction
+        .replace("import { createClient } from '@supabase/supabase-js'", "import postgres from 'postgres'")
+        .replace(/^const supabase = .*$/m, 'const sql = postgres(process.env.DATABASE_URL!)')
+        .replace('CheckpointManager(supabase', 'CheckpointManager(sql')
+        .replace('drop/events.json', 'drop/own.json')
+        .concat('await sql.end()\n'),
+    )
+    expect(await project.sh('node tx.ts', env)).toContain('drop/own.json completed')
+    const [count] =
+      await database.sql`select count(*)::int, count(distinct id)::int as ids from public.events`
+    expect(count).toEqual({ count: 5000, ids: 2500 })
+  })
+
   test('its handler loads files with filemark run', async () => {
     await project.write('handler.ts', snippet('ts', '// handler.ts'))
     await mkdir(join(project.dir, 'drop'))
@@ -100,6 +119,13 @@ describe('README.md', () => {
       { id: 301, kind: 'login' },
       { id: 303, kind: 'logout' },
     ])
+  })
+
+  test('its handler leaves out what it filters, and that is counted', async () => {
+    const counts = await database.sql`
+      select records_total::int, records_filtered::int, records_persisted::int
+        from public.list_file_checkpoints() where file_url like '%/drop/a.csv'`
+    expect([...counts]).toEqual([{ records_total: 2, records_filtered: 1, records_persisted: 1 }])
   })
 
   test('its RPC calls load a batch', async () => {

@@ -24,6 +24,7 @@ interface RunFlags {
 }
 
 async function runCommand(patterns: string[], flags: RunFlags): Promise<void> {
+  if (flags.database === '') throw new UsageError('--database is empty: is the variable set?')
   const stopping = stopOnSignals()
   const reports = await run({
     patterns,
@@ -90,10 +91,10 @@ function buildProgram(): Command {
     )
     .option('--pipeline <name>', 'the pipeline the files belong to', 'default')
     .option('--concurrency <n>', 'files worked on at a time', wholeNumber(1, 100), 4)
-    .option('--batch-size <n>', 'most records given to the handler at once', wholeNumber(1, 100_000), 1000)
+    .option('--batch-size <n>', 'most records given to the handler at once', wholeNumber(1, 10_000), 1000)
     .option(
       '--lease-seconds <n>',
-      "set the pipeline's lease: how long a dead worker's file waits",
+      "set the pipeline's lease, 300 s at first: how long a file claimed from now on waits when its worker dies",
       wholeNumber(1, 86_400),
     )
     .addOption(new Option('--worker-id <id>', 'name of this worker').default(newWorkerId(), 'made up'))

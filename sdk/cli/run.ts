@@ -46,10 +46,15 @@ export async function run(options: RunOptions): Promise<FileReport[]> {
   const handler = await loadHandlerModule(options.handler)
   const sources = await findSourceFiles(options.patterns)
   const { files, directory } = sources
+  if ('dataDir' in options.database) {
+    output.write(`opening the embedded database in ${options.database.dataDir}\n`)
+  }
   const database = await openDatabase(options.database, { workerId, connections: options.concurrency + 1 })
   try {
-    if (options.leaseSeconds !== undefined) await setLease(database, pipeline, options.leaseSeconds)
-    if (handler.setup !== undefined) await database.setUp(handler.setup)
+    if (options.leaseSeconds !== undefined) {
+      await explained('--lease-seconds', setLease(database, pipeline, options.leaseSeconds))
+    }
+    if (handler.setup !== undefined) await explained("the handler's setup", database.setUp(handler.setup))
     await checkTarget(database, handler.target)
     const manager = new CheckpointManager(database.client, { pipeline, workerId })
     await manager.registerFiles(registrations(files))
@@ -184,7 +189,7 @@ async function attempt(file: SourceFile, work: Work): Promise<FileReport | 'agai
   const { manager, display, stop } = work
   const before = await readVersion(file)
   if (before === null) return report(file.name, 'failed', 'the file is gone')
-  const progress: Progress = { first: 0, records: 0, persisted: 0 }
+  const progress: Progress = { first: 0, records: 0, persisted: 0, filtered: 0 }
   const result = await manager.processFile(
     { url: file.url, type: file.format.fileType, timestamp: before.timestamp, etag: before.etag },
     (claim) => load(claim, file, progress, work),
@@ -237,6 +242,13 @@ interface Progress {
   records: number
   /** Rows of the file that are in the target, by whomever. */
   persisted: number
+  /** Records of the file for which the handler gave no row. */
+  filtered: number
+}
+
+/** What the checkpoints of a file keep beside the cursor. */
+interface Results {
+  filtered: number
 }
 
 /** Loads a claimed file from its cursor on, or as far as it gets until the run is stopped. */
@@ -249,6 +261,7 @@ async function load(claim: FileClaim, file: SourceFile, progress: Progress, work
     )
   }
   Object.assign(progress, { first: from, records: from })
+  progress.filtered = (claim.accumulatedResults as Results | null)?.filtered ?? 0
   if (claim.hasCheckpoint) progress.persisted = (await manager.getFile(file.url))?.recordsPersisted ?? 0
   display.event(
     from > 0 ? 'resumed' : 'claimed',
@@ -267,11 +280,15 @@ async function load(claim: FileClaim, file: SourceFile, progress: Progress, work
         claim,
       })
       checkRows(rows)
+      const filtered = progress.filtered + Math.max(batch.records.length - rows.length, 0)
+      const results: Results = { filtered }
       const saved = await claim.persistRecords(handler.target, rows, {
         cursor: batch.next,
         itemsProcessed: batch.next,
+        ...(filtered > 0 && { accumulatedResults: results }),
       })
       progress.records = batch.next
+      progress.filtered = filtered
       progress.persisted += saved.recordsPersisted
       display.progress(file.name, batch.bytesRead, batch.next)
       if (stop.aborted) break
@@ -287,6 +304,7 @@ async function load(claim: FileClaim, file: SourceFile, progress: Progress, work
   const after = await readVersion(file)
   return {
     totalRows: progress.records,
+    filteredRows: progress.filtered,
     persistedRows: progress.persisted,
     ...(after && { etag: after.etag }),
   }
@@ -331,6 +349,15 @@ async function refused(
 async function setLease(database: RunDatabase, pipeline: string, seconds: number): Promise<void> {
   const settings = JSON.stringify({ lease_seconds: seconds })
   await database.query('select from filemark.configure_pipeline($1, $2::text::jsonb)', [pipeline, settings])
+}
+
+/** Says what it was that failed. */
+async function explained(what: string, done: Promise<void>): Promise<void> {
+  try {
+    await done
+  } catch (error) {
+    throw new UsageError(`${what} failed: ${messageOf(error)}`, { cause: error })
+  }
 }
 
 /** Says so before every file fails on it. */

@@ -70,7 +70,7 @@ test('on disk it is there again when it is opened again, and only then', async (
   await expect(openEmbedded({ dataDir })).rejects.toThrow('already there')
 })
 
-test('a directory that another process has open is refused; when that was killed, its checkpoint is there', async () => {
+test('a directory that another process has open is refused; when that was killed, its file is resumed at once', async () => {
   const other = await openInAnotherProcess()
   const refused = openEmbedded({ dataDir })
   await expect(refused).rejects.toThrow(DirectoryInUseError)
@@ -80,6 +80,6 @@ test('a directory that another process has open is refused; when that was killed
   other.kill('SIGKILL')
   await until(() => other.signalCode)
   const db = await openEmbedded({ dataDir })
-  expect(await new CheckpointManager(db).getFile('a')).toMatchObject({ cursor: 7, status: 'processing' })
+  expect(await new CheckpointManager(db).claimFile(file('a'))).toMatchObject({ cursor: 7, claimToken: 2 })
   await db.close()
 })
