@@ -140,9 +140,10 @@ create index file_checkpoints_queue_by_type on filemark.file_checkpoints
   (pipeline, file_type, priority desc, available_at, file_url)
   where status in ('pending', 'failed');
 
+-- Not where status = 'processing': look-ups by key that say so would be planned on it while it is small.
 create index file_checkpoints_leases on filemark.file_checkpoints
   (pipeline, lease_check_at)
-  where status = 'processing';
+  where lease_check_at is not null;
 
 -- What batch claims were answered, so that a repeat after a lost answer gets what is left of that answer and
 -- claims nothing more, even when every file of it is finished. Forgotten after a day (95_operating.sql).

@@ -48,7 +48,7 @@ begin
   return (
     select count(*)
       from (select from filemark.file_checkpoints f
-             where f.pipeline = p_pipeline and f.status = 'processing' limit p_up_to) as in_progress);
+             where f.pipeline = p_pipeline and f.lease_check_at is not null limit p_up_to) as in_progress);
 end
 $$;
 

@@ -16,6 +16,7 @@ set enable_mergejoin = off
 as $$
 declare
   v_now timestamptz := clock_timestamp();
+  v_urls text[] := array(select c.file_url from unnest(p_completions) c);
   v_done text[];
   v_left record;
 begin
@@ -47,10 +48,11 @@ begin
            completed_at = v_now
       from unnest(p_completions) c
      where f.pipeline = p_pipeline
+       -- Said twice: whichever side the planner begins with, it reads by key.
+       and f.file_url = any (v_urls)
        and f.file_url = c.file_url
        and f.claim_token = c.claim_token
-       -- That is: processing. Said so that the planner keeps to the key, not to the index of leases.
-       and f.lease_expires_at is not null
+       and f.status = 'processing'
        and f.superseded_by is null
        and (c.etag is null or f.etag is null or c.etag = f.etag
             or (select p.on_overwrite = 'ignore' from filemark.pipelines p where p.pipeline = p_pipeline))
