@@ -1,4 +1,4 @@
-// Claim + complete pairs per second, beside raw UPDATE commits of the same rows: `npx node bench/pairs.ts`
+// Claim + complete pairs per second, beside raw UPDATE commits of the same rows: `npm run bench:pairs`
 //
 //   --seconds 2           how long each measurement lasts
 //   --rounds 3            rounds, interleaved; the table shows their medians and spread
