@@ -191,7 +191,8 @@ describe('a lease', () => {
       expect(await other.claimFile(file('a'))).toBeNull()
     })
     expect(result.outcome).toBe('completed')
-    expect(ends.length).toBeGreaterThanOrEqual(5) // the first, and four renewals
+    // The first one, and more than one renewal; a busy machine may be late with some.
+    expect(ends.length).toBeGreaterThanOrEqual(3)
   })
 
   test('is renewed by one call at a time, and no longer than the handler runs', async () => {
