@@ -15,6 +15,9 @@ import type { Mode } from './worker.ts'
 
 const seed = Number(process.env.FILEMARK_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31))
 
+/** The files' lengths are drawn apart from the kills: how many files there are depends on the machine. */
+const lengths = seededRandom(seed + 1)
+
 const modes: Mode[] = ['persist', 'tx']
 
 interface Kill {
@@ -101,8 +104,11 @@ async function withDatabase<T>(work: (sql: Sql) => Promise<T>): Promise<T> {
   }
 }
 
-/** Registers files of random lengths where there are few left, so that the load does not run dry before the last kill. */
-async function keepFed(random: Random): Promise<void> {
+/**
+ * Registers files of random lengths where there are few left, so that the load does not run dry before the last kill.
+ * Called wherever a worker is waited for: a fast one is through with its files before it is struck.
+ */
+async function keepFed(): Promise<void> {
   await withDatabase(async (sql) => {
     for (const mode of modes) {
       const [stats] = await sql<{ pending: number }[]>`select pending::int from pipeline_stats(${mode})`
@@ -111,7 +117,7 @@ async function keepFed(random: Random): Promise<void> {
         file_url: `file-${String(files + index).padStart(5, '0')}`,
         file_type: 'made up',
         file_timestamp: '2026-01-01T00:00:00Z',
-        metadata: { records: wholeNumber(random, 50, 150) },
+        metadata: { records: wholeNumber(lengths, 50, 150) },
       }))
       await sql`select from register_files(${sql.json(added)}, ${mode})`
       files += added.length
@@ -152,7 +158,8 @@ async function untilSaved(mode: Mode, saves: number): Promise<Worker> {
   let watched = worker(mode)
   let before = watched.saves
   return until(
-    () => {
+    async () => {
+      await keepFed()
       const current = worker(mode)
       if (current !== watched) {
         watched = current
@@ -218,11 +225,12 @@ async function catchAtGate(gate: Sql, sql: Sql, random: Random): Promise<[Worker
   await gate`select pg_advisory_lock(hashtext('persist'))`
   return until(
     async (): Promise<[Worker, OpenTransaction] | undefined> => {
+      await keepFed()
       const victim = worker('persist')
       const seen = await lookAt(sql, victim)
       return seen?.waitEvent === 'advisory' ? [victim, seen] : undefined
     },
-    { what: 'persist_records to wait at the gate' },
+    { timeoutMs: 30_000, what: 'persist_records to wait at the gate' },
   )
 }
 
@@ -266,7 +274,7 @@ test('no record is lost or repeated by SIGKILL of workers and crashes of the ser
   const random = seededRandom(seed)
   const struck: (Kill & { open: OpenTransaction | undefined })[] = []
   for (const kill of shuffled(random, kills)) {
-    await keepFed(random)
+    await keepFed()
     struck.push({ ...kill, open: await strike(kill, random) })
     // The next one begins to work while the other is struck.
     for (const mode of modes) worker(mode)
