@@ -4,7 +4,7 @@
 //
 //   npm run build:types [-- --check]
 //
-// The Supabase CLI is found where .ci/run installs it ($FILEMARK_CI_TOOLS, default .cache/ci-tools) or on the PATH.
+// Needs the Supabase CLI, which .ci/tools installs.
 
 import { execFile } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
@@ -13,6 +13,7 @@ import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import { installFilemark } from '../test/servers/install.ts'
 import { startPostgres } from '../test/servers/postgres.ts'
+import { findCiTool } from './ci-tool.ts'
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -89,9 +90,7 @@ function columnsOf(name: string | undefined): string {
 
 /** The text of sdk/database.types.ts for that database. Throws when the Supabase CLI is missing. */
 export async function generateTypes(databaseUrl: string): Promise<string> {
-  const tools = process.env.FILEMARK_CI_TOOLS ?? `${root}.cache/ci-tools`
-  const installed = `${tools}/node_modules/.bin/supabase`
-  const cli = existsSync(installed) ? installed : 'supabase'
+  const cli = findCiTool('supabase')
   const args = ['gen', 'types', '--lang', 'typescript', '-s', 'public,filemark', `--remote=${databaseUrl}`]
   const { stdout } = await run(cli, args, {
     maxBuffer: 64 << 20,

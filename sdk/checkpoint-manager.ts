@@ -84,11 +84,14 @@ export interface ListOptions extends CallOptions {
   after?: string | undefined
 }
 
-export interface RequeueOptions extends WriteOptions {
+export interface RequeueOptions extends SkipOptions {
   /** Where to go on: the last checkpoint, the start, or a checkpoint of the history. Default 'checkpoint'. */
   from?: 'checkpoint' | 'start' | `checkpoint:${number}` | undefined
   /** Take the file even from a live holder, whose claim is lost then. Default false. */
   force?: boolean | undefined
+}
+
+export interface SkipOptions extends WriteOptions {
   /** For the audit. */
   reason?: string | undefined
   actor?: string | undefined
@@ -299,6 +302,18 @@ export class CheckpointManager {
       options,
     )
     return row as { status: FileStatus; checkpointSeq: number }
+  }
+
+  /**
+   * Takes a file out of the queue until it is requeued or its content changes; audited. Throws UnknownFileError, and
+   * InvalidStateError for a file that is being processed.
+   */
+  async skipFile(url: string, options: SkipOptions = {}): Promise<void> {
+    await this.#connection.call(
+      'skip_file',
+      { p_file_url: url, p_reason: options.reason, p_actor: options.actor, p_pipeline: this.pipeline },
+      options,
+    )
   }
 
   async #claim(file: FileToClaim, options: WriteOptions): Promise<{ outcome: string; claim?: FileClaim }> {

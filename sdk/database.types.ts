@@ -481,6 +481,53 @@ export type Database = {
         Args: { p_file_type: string; p_limit: number; p_now: string; p_pipeline: string }
         Returns: string[]
       }
+      lock_known_file: {
+        Args: { p_actor: string; p_file_url: string; p_pipeline: string; p_reason: string }
+        Returns: {
+          accumulated_results: Json | null
+          attempts: number
+          available_at: string
+          checkpoint_seq: number
+          checkpointed_at: string | null
+          claim_ended: string | null
+          claim_token: number
+          completed_at: string | null
+          created_at: string
+          cursor: Json | null
+          error: Json | null
+          error_message: string | null
+          etag: string | null
+          file_timestamp: string
+          file_type: string
+          file_url: string
+          generation: number
+          history_length: number
+          items_processed: number
+          items_total: number | null
+          lease_check_at: string | null
+          lease_expires_at: string | null
+          metadata: NonNullable<Json>
+          pipeline: string
+          priority: number
+          processed_by: string | null
+          processing_time_ms: number | null
+          records_filtered: number
+          records_persisted: number
+          records_rejected: number
+          records_total: number
+          request_id: string | null
+          size_bytes: number | null
+          started_at: string | null
+          status: string
+          superseded_by: Json | null
+        }
+        SetofOptions: {
+          from: '*'
+          to: 'file_checkpoints'
+          isOneToOne: true
+          isSetofReturn: false
+        }
+      }
       lock_lost_files: {
         Args: {
           p_actor: string
@@ -966,6 +1013,10 @@ export type Database = {
           checkpoint_seq: number
           status: string
         }[]
+      }
+      skip_file: {
+        Args: { p_actor?: string; p_file_url: string; p_pipeline?: string; p_reason?: string }
+        Returns: undefined
       }
     }
     Enums: {

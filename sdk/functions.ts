@@ -234,4 +234,9 @@ export const functions = {
     returns: 'rows',
     columns: { status: 'text', checkpoint_seq: 'bigint' },
   },
+  skip_file: {
+    args: { p_file_url: 'text', p_reason: 'text', p_actor: 'text', p_pipeline: 'text' },
+    required: 1,
+    returns: 'void',
+  },
 } as const

@@ -12,6 +12,7 @@ export {
   type PipelineStats,
   type RegisteredFiles,
   type RequeueOptions,
+  type SkipOptions,
 } from './checkpoint-manager.ts'
 export type {
   CallOptions,

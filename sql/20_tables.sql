@@ -106,7 +106,7 @@ create table filemark.file_checkpoints (
   constraint a_failed_file_has_an_error check (status <> 'failed' or error_message is not null),
   constraint a_checkpoint_has_a_time check ((checkpoint_seq > 0) = (checkpointed_at is not null)),
   constraint a_checkpoint_has_a_cursor check (
-    case when checkpoint_seq = 0 then cursor is null else cursor is not null or status = 'completed' end),
+    case when checkpoint_seq = 0 then cursor is null else cursor is not null or status in ('completed', 'skipped') end),
   constraint counters_are_not_negative check (
     generation > 0 and claim_token >= 0 and attempts >= 0 and checkpoint_seq >= 0 and history_length >= 0
     and items_processed >= 0 and items_total >= 0 and size_bytes >= 0 and processing_time_ms >= 0

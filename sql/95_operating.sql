@@ -2,6 +2,29 @@
 --
 -- What a person or a schedule does to files: put them back, and clean up after workers that vanished.
 
+-- Locks the row of a file that an operator acts on, and returns it. Refuses bad arguments and unknown files.
+create function filemark.lock_known_file(p_file_url text, p_reason text, p_actor text, p_pipeline text)
+returns filemark.file_checkpoints
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_file filemark.file_checkpoints;
+begin
+  perform filemark.check_key(p_pipeline, p_file_url),
+          filemark.check_text('p_reason', coalesce(nullif(p_reason, ''), '-'), 10000),
+          filemark.check_text('p_actor', coalesce(nullif(p_actor, ''), '-'), 200);
+  select f.* into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url
+     for no key update;
+  if not found then
+    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
+  end if;
+  return v_file;
+end
+$$;
+
 -- The checkpoint of the history that p_from names, for a file whose row the caller has locked.
 create function filemark.checkpoint_to_resume(p_file filemark.file_checkpoints, p_from text)
 returns filemark.checkpoint_history
@@ -112,16 +135,7 @@ declare
   v_file filemark.file_checkpoints;
   v_checkpoint filemark.checkpoint_history;
 begin
-  perform filemark.check_key(p_pipeline, p_file_url),
-          filemark.check_text('p_reason', coalesce(nullif(p_reason, ''), '-'), 10000),
-          filemark.check_text('p_actor', coalesce(nullif(p_actor, ''), '-'), 200);
-  select f.* into v_file
-    from filemark.file_checkpoints f
-   where f.pipeline = p_pipeline and f.file_url = p_file_url
-     for no key update;
-  if not found then
-    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
-  end if;
+  v_file := filemark.lock_known_file(p_file_url, p_reason, p_actor, p_pipeline);
   v_checkpoint := filemark.checkpoint_to_resume(v_file, p_from);
   if v_file.status = 'processing' and p_force is not true then
     raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
@@ -154,6 +168,46 @@ $$;
 comment on function public.requeue_file(text, text, boolean, text, text, text) is
   'Puts a file back into the queue with a full budget: from its last ''checkpoint'', from ''start'', or from '
   '''checkpoint:<number>''. p_force takes it from a live holder. Audited.';
+
+-- Takes a file that nobody is processing out of the queue for good: no claim gets it until it is requeued or its
+-- content changes. Its checkpoint stays, for a requeue. A repeat changes nothing.
+create function public.skip_file(
+  p_file_url text,
+  p_reason text = null,
+  p_actor text = null,
+  p_pipeline text = 'default'
+)
+returns void
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_file filemark.file_checkpoints;
+begin
+  v_file := filemark.lock_known_file(p_file_url, p_reason, p_actor, p_pipeline);
+  if v_file.status = 'skipped' then
+    return;
+  elsif v_file.status = 'processing' then
+    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+      using errcode = 'PT422',
+            detail = format('Its lease ends at %s.', v_file.lease_expires_at),
+            hint = 'To take it from its holder first: select requeue_file(…, p_force => true).';
+  end if;
+
+  update filemark.file_checkpoints f
+     set status = 'skipped',
+         completed_at = null
+   where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  perform filemark.record_event(
+    p_pipeline, p_file_url, 'skipped', p_actor, p_reason,
+    jsonb_build_object('old_status', v_file.status, 'old_completed_at', v_file.completed_at,
+                       'old_error_message', v_file.error_message, 'checkpoint_seq', v_file.checkpoint_seq));
+end
+$$;
+
+comment on function public.skip_file(text, text, text, text) is
+  'Takes a file that nobody is processing out of the queue until it is requeued or its content changes. Audited.';
 
 -- Ends claims whose lease is over, without a worker: files with budget left become pending again and keep
 -- their checkpoint, the others are dead letters. At most p_limit per pipeline. With p_dry_run it only says

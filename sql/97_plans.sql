@@ -26,6 +26,7 @@ begin
     'public.list_file_checkpoints(text, int, text, text)',
     'public.pending_files(text[], text)',
     'public.requeue_file(text, text, boolean, text, text, text)',
+    'public.skip_file(text, text, text, text)',
     'filemark.assert_claim(text, bigint, text)',
     'filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text)',
     'filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text)',

@@ -18,7 +18,8 @@ begin
             and p.proname in (
               'register_files', 'claim_file', 'claim_next_files', 'checkpoint_file', 'extend_claim',
               'complete_file', 'fail_file', 'release_file', 'complete_and_claim_next', 'persist_records',
-              'get_file_checkpoint', 'list_file_checkpoints', 'pending_files', 'pipeline_stats', 'requeue_file'))
+              'get_file_checkpoint', 'list_file_checkpoints', 'pending_files', 'pipeline_stats',
+              'requeue_file', 'skip_file'))
   loop
     execute format('revoke all on function %s from public', v_function.signature);
     for v_role in
@@ -75,6 +76,7 @@ begin
       execute format(
         'grant execute on function
            public.requeue_file(text, text, boolean, text, text, text),
+           public.skip_file(text, text, text, text),
            filemark.configure_pipeline(text, jsonb, text),
            filemark.reclaim_stale_claims(int, boolean, text)
          to %I', v_role);

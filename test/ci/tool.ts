@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
-import { existsSync } from 'node:fs'
 import { promisify } from 'node:util'
+import { findCiTool } from '../../scripts/ci-tool.ts'
 
 /**
  * Runs a command-line tool that `.ci/run` installed below FILEMARK_CI_TOOLS, and returns all that it printed. Throws
@@ -11,8 +11,7 @@ export async function runTool(
   args: string[],
   env: Record<string, string> = {},
 ): Promise<string> {
-  const tool = `${process.env.FILEMARK_CI_TOOLS}/node_modules/.bin/${name}`
-  if (!existsSync(tool)) throw new Error(`${tool} is missing: set FILEMARK_CI_TOOLS as .ci/run does`)
+  const tool = findCiTool(name)
   try {
     const { stdout, stderr } = await promisify(execFile)(tool, args, { env: { ...process.env, ...env } })
     return stdout + stderr

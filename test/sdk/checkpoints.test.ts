@@ -542,6 +542,18 @@ describe.each(Object.entries(clients))('over %s', (_, open) => {
     expect(await claim(checkpoints)).toMatchObject({ cursor: null, hasCheckpoint: false, itemsProcessed: 0 })
   })
 
+  test('skipFile takes a file out of the queue until it is requeued', async () => {
+    const checkpoints = newManager(db.client)
+    const first = await claim(checkpoints)
+    await expect(checkpoints.skipFile(first.fileUrl)).rejects.toThrow(InvalidStateError)
+    await first.release()
+    await checkpoints.skipFile(first.fileUrl, { reason: 'not ours', actor: 'me' })
+    expect(await checkpoints.getFile(first.fileUrl)).toMatchObject({ status: 'skipped' })
+    expect(await checkpoints.claimFile(file(first.fileUrl))).toBeNull()
+    await checkpoints.requeueFile(first.fileUrl)
+    expect(await checkpoints.claimFile(file(first.fileUrl))).not.toBeNull()
+  })
+
   test('stats tells a pipeline in numbers, and nothing of one never used', async () => {
     const checkpoints = newManager(db.client)
     expect(await checkpoints.stats()).toBeNull()

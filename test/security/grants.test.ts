@@ -43,6 +43,7 @@ const functions: Record<string, Expected> = {
   'public.pending_files': { for: 'worker', readOnly: true, definer: true },
   'public.pipeline_stats': { for: 'reader', readOnly: true, definer: true },
   'public.requeue_file': { for: 'operator', definer: true },
+  'public.skip_file': { for: 'operator', definer: true },
   'filemark.assert_claim': { for: 'worker', definer: true },
   'filemark.configure_pipeline': { for: 'operator', definer: true },
   'filemark.reclaim_stale_claims': { for: 'operator', definer: true },
@@ -347,6 +348,7 @@ const calls: Record<string, Record<string, unknown>> = {
   pending_files: { p_file_urls: ['one.csv'] },
   pipeline_stats: {},
   requeue_file: { p_file_url: 'none.csv' },
+  skip_file: { p_file_url: 'none.csv' },
 }
 
 describe.each(['old', 'new'] as const)('over the API of a project with the %s default grants', (kind) => {
