@@ -110,6 +110,22 @@ begin
 end
 $$;
 
+-- A pipeline's row with the given settings, which were checked.
+create function filemark.apply_settings(p_pipeline filemark.pipelines, p_settings jsonb)
+returns filemark.pipelines
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  -- 5.0 is a whole number too, but no text of an int.
+  return jsonb_populate_record(p_pipeline, (
+    select coalesce(jsonb_object_agg(s.key, case jsonb_typeof(s.value)
+             when 'number' then to_jsonb(trim_scale(s.value::numeric)) else s.value end), '{}')
+      from jsonb_each(p_settings) s));
+end
+$$;
+
 -- Changes the settings named in p_settings and returns all of them; makes the pipeline if it is new. A
 -- paused pipeline ({"paused": true}) gives no claims and lets the running ones finish. What changed is
 -- in the audit; a repeat changes nothing.
@@ -155,11 +171,7 @@ begin
   perform filemark.ensure_pipeline(p_pipeline);
 
   select p.* into v_old from filemark.pipelines p where p.pipeline = p_pipeline for no key update;
-  -- 5.0 is a whole number too, but no text of an int.
-  v_new := jsonb_populate_record(v_old, (
-    select coalesce(jsonb_object_agg(s.key, case jsonb_typeof(s.value)
-             when 'number' then to_jsonb(trim_scale(s.value::numeric)) else s.value end), '{}')
-      from jsonb_each(p_settings) s));
+  v_new := filemark.apply_settings(v_old, p_settings);
   select coalesce(jsonb_object_agg(n.key, jsonb_build_array(o.value, n.value)), '{}')
     into v_changed
     from jsonb_each(to_jsonb(v_new)) n

@@ -4,6 +4,20 @@
 -- refused, so a refusal costs one look: no lock, nothing written. Only what may be claimed, or brings an etag
 -- to note, goes on to the locked half, which looks again under the row's lock.
 
+-- Makes the row of a file that its first claim makes known, unless another session makes it at the same time.
+create function filemark.add_claimed_file(p_pipeline text, p_file_url text, p_content jsonb, p_now timestamptz)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into filemark.file_checkpoints (pipeline, file_url, file_type, file_timestamp, etag, available_at)
+  values (p_pipeline, p_file_url, p_content ->> 'file_type', (p_content ->> 'file_timestamp')::timestamptz,
+          p_content ->> 'etag', p_now)
+      on conflict do nothing;
+end
+$$;
+
 -- The locked half of claim_file: looks again under the row's lock and claims, or answers why not. The first
 -- time a file is seen its row is made here.
 create function filemark.claim_by_name(
@@ -37,10 +51,7 @@ begin
     elsif v_slots <= 0 then
       return 'busy';
     end if;
-    insert into filemark.file_checkpoints (pipeline, file_url, file_type, file_timestamp, etag, available_at)
-    values (p_pipeline, p_file_url, p_content ->> 'file_type', (p_content ->> 'file_timestamp')::timestamptz,
-            p_content ->> 'etag', v_now)
-        on conflict do nothing;
+    perform filemark.add_claimed_file(p_pipeline, p_file_url, p_content, v_now);
   end if;
 
   select f.* into v_file
