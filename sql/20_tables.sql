@@ -88,6 +88,8 @@ create table filemark.file_checkpoints (
   error               jsonb,
   completed_at        timestamptz,
   created_at          timestamptz not null default clock_timestamp(),
+  -- Columns that came after the first release stand last, as they do in an upgraded table.
+  kept_since          timestamptz,
 
   primary key (pipeline, file_url),
   constraint file_has_a_name check (file_url <> '' and octet_length(file_url) <= 2048),
@@ -107,6 +109,7 @@ create table filemark.file_checkpoints (
   constraint a_checkpoint_has_a_time check ((checkpoint_seq > 0) = (checkpointed_at is not null)),
   constraint a_checkpoint_has_a_cursor check (
     case when checkpoint_seq = 0 then cursor is null else cursor is not null or status in ('completed', 'skipped') end),
+  constraint only_a_completed_file_is_kept check (kept_since is null or status = 'completed'),
   constraint counters_are_not_negative check (
     generation > 0 and claim_token >= 0 and attempts >= 0 and checkpoint_seq >= 0 and history_length >= 0
     and items_processed >= 0 and items_total >= 0 and size_bytes >= 0 and processing_time_ms >= 0
@@ -132,8 +135,12 @@ comment on column filemark.file_checkpoints.lease_check_at is
 comment on column filemark.file_checkpoints.cursor is
   'The next position to process, as any JSON.';
 
+comment on column filemark.file_checkpoints.kept_since is
+  'When a file completed whose checkpoint and results are still kept; null once they are cleared.';
+
+-- With the status, so that counting the queue reads the index alone.
 create index file_checkpoints_queue on filemark.file_checkpoints
-  (pipeline, priority desc, available_at, file_url)
+  (pipeline, priority desc, available_at, file_url) include (status)
   where status in ('pending', 'failed');
 
 create index file_checkpoints_queue_by_type on filemark.file_checkpoints
@@ -144,6 +151,19 @@ create index file_checkpoints_queue_by_type on filemark.file_checkpoints
 create index file_checkpoints_leases on filemark.file_checkpoints
   (pipeline, lease_check_at)
   where lease_check_at is not null;
+
+create index file_checkpoints_parked on filemark.file_checkpoints
+  (pipeline, status, file_url)
+  where status in ('dead_letter', 'skipped');
+
+-- For maintenance: what to purge, and what to clear.
+create index file_checkpoints_completed on filemark.file_checkpoints
+  (pipeline, completed_at)
+  where completed_at is not null;
+
+create index file_checkpoints_kept on filemark.file_checkpoints
+  (pipeline, kept_since)
+  where kept_since is not null;
 
 -- What batch claims were answered, so that a repeat after a lost answer gets what is left of that answer and
 -- claims nothing more, even when every file of it is finished. Forgotten after a day (95_operating.sql).

@@ -3,8 +3,19 @@
 -- A pipeline's row is made on first use with the defaults of the table. Claims read it; only a claim in a
 -- pipeline with max_concurrency locks it, before any file's row.
 
--- Writes one line of the audit. Without an actor's name it is the role of the call: the API's, not the
--- function owner's.
+-- Who acts: the name given, or else the role of the call: the API's, not the function owner's.
+create function filemark.actor_of(p_actor text)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(nullif(p_actor, ''), nullif(current_setting('role', true), 'none'), session_user);
+end
+$$;
+
+-- Writes one line of the audit.
 create function filemark.record_event(
   p_pipeline text,
   p_file_url text,
@@ -20,8 +31,58 @@ as $$
 begin
   insert into filemark.file_events (pipeline, file_url, event, occurred_at, actor, reason, detail)
   values (p_pipeline, p_file_url, p_event, clock_timestamp(),
-          coalesce(nullif(p_actor, ''), nullif(current_setting('role', true), 'none'), session_user),
-          p_reason, p_detail);
+          filemark.actor_of(p_actor), p_reason, p_detail);
+end
+$$;
+
+-- Counts something that happened to files, with the records it is about.
+create function filemark.tally(
+  p_pipeline text,
+  p_what text,
+  p_files bigint = 1,
+  p_records_total bigint = 0,
+  p_records_filtered bigint = 0,
+  p_records_persisted bigint = 0,
+  p_records_rejected bigint = 0
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into filemark.tallies (
+    pipeline, occurred_at, what, files, records_total, records_filtered, records_persisted, records_rejected)
+  values (p_pipeline, clock_timestamp(), p_what, p_files, p_records_total, p_records_filtered, p_records_persisted,
+          p_records_rejected);
+end
+$$;
+
+-- Counts that a file, given as it was before, is completed no more, if it was.
+create function filemark.tally_reopened(p_file filemark.file_checkpoints)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if p_file.status = 'completed' then
+    perform filemark.tally(
+      p_file.pipeline, 'reopened', 1, p_file.records_total, p_file.records_filtered, p_file.records_persisted,
+      p_file.records_rejected);
+  end if;
+end
+$$;
+
+-- Refuses the name of a pipeline that is not known.
+create function filemark.check_pipeline(p_pipeline text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100);
+  if not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
+    raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
+  end if;
 end
 $$;
 

@@ -21,10 +21,9 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_old record;
+  v_old filemark.file_checkpoints;
 begin
-  select f.etag, f.generation, f.status, f.items_processed
-    into v_old
+  select f.* into v_old
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url;
 
@@ -59,9 +58,14 @@ begin
          processing_time_ms = null,
          error_message = null,
          error = null,
-         completed_at = null
+         completed_at = null,
+         kept_since = null
    where f.pipeline = p_pipeline and f.file_url = p_file_url;
 
+  perform filemark.tally_reopened(v_old),
+          filemark.tally(p_pipeline, 'overwritten'),
+          filemark.close_dead_letter(
+            p_pipeline, p_file_url, 'requeued', 'new content: etag ' || (p_content ->> 'etag'), p_actor);
   perform filemark.record_event(
     p_pipeline, p_file_url, 'overwritten', p_actor, null,
     jsonb_build_object('old_etag', v_old.etag, 'new_etag', p_content ->> 'etag',
@@ -223,12 +227,14 @@ as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_on_overwrite text;
+  v_purged text[];
   v_known filemark.file_checkpoints;
   v_content jsonb;
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100);
   perform filemark.check_files(p_files);
   perform filemark.ensure_pipeline(p_pipeline);
+  v_purged := filemark.note_purged(p_pipeline, p_files, v_now);
 
   insert into filemark.file_checkpoints (
     pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
@@ -244,8 +250,12 @@ begin
             file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
        order by r.file_url collate "C", r.position desc
     ) e
+   where not exists (select from unnest(v_purged) g (url) where g.url = e.file_url)
       on conflict (pipeline, file_url) do nothing;
   get diagnostics registered = row_count;
+  if registered > 0 then
+    perform filemark.tally(p_pipeline, 'registered', registered);
+  end if;
   new_generations := 0;
 
   -- Those that were known, and came with an etag that is not the one they have.

@@ -80,6 +80,7 @@ begin
     jsonb_build_object('claim_token', p_file.claim_token, 'processed_by', p_file.processed_by,
                        'lease_expired_at', p_file.lease_expires_at, 'attempts', p_file.attempts,
                        'items_processed', p_file.items_processed));
+  perform filemark.tally(p_file.pipeline, 'lost');
 end
 $$;
 
@@ -104,22 +105,12 @@ returns void
 language plpgsql
 set search_path = ''
 as $$
-declare
-  v_message text := format('attempt %s ended with its lease, without progress; the holder was %s',
-                           p_file.attempts, p_file.processed_by);
 begin
   perform filemark.record_lost_lease(p_file, p_actor);
-  update filemark.file_checkpoints f
-     set status = 'dead_letter',
-         claim_ended = 'lost',
-         lease_expires_at = null,
-         lease_check_at = null,
-         error_message = v_message,
-         error = null
-   where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
-  perform filemark.record_event(
-    p_file.pipeline, p_file.file_url, 'dead_lettered', p_actor, 'lease_expired',
-    jsonb_build_object('attempts', p_file.attempts, 'error_message', v_message));
+  perform filemark.bury_file(
+    p_file, 'lease_expired',
+    format('attempt %s ended with its lease, without progress; the holder was %s', p_file.attempts, p_file.processed_by),
+    null, 'lost', p_actor);
 end
 $$;
 

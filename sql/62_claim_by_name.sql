@@ -4,17 +4,34 @@
 -- refused, so a refusal costs one look: no lock, nothing written. Only what may be claimed, or brings an etag
 -- to note, goes on to the locked half, which looks again under the row's lock.
 
--- Makes the row of a file that its first claim makes known, unless another session makes it at the same time.
-create function filemark.add_claimed_file(p_pipeline text, p_file_url text, p_content jsonb, p_now timestamptz)
-returns void
+-- Makes the row of a file that its first claim makes known, unless another session makes it at the same time, or
+-- answers why that claim is refused.
+create function filemark.add_claimed_file(
+  p_settings filemark.pipelines,
+  p_slots int,
+  p_content jsonb,
+  p_now timestamptz
+)
+returns text
 language plpgsql
 set search_path = ''
 as $$
 begin
+  if filemark.note_purged(p_settings.pipeline, jsonb_build_array(p_content), p_now) <> '{}' then
+    return 'completed';
+  elsif p_settings.paused then
+    return 'paused';
+  elsif p_slots <= 0 then
+    return 'busy';
+  end if;
   insert into filemark.file_checkpoints (pipeline, file_url, file_type, file_timestamp, etag, available_at)
-  values (p_pipeline, p_file_url, p_content ->> 'file_type', (p_content ->> 'file_timestamp')::timestamptz,
-          p_content ->> 'etag', p_now)
+  values (p_settings.pipeline, p_content ->> 'file_url', p_content ->> 'file_type',
+          (p_content ->> 'file_timestamp')::timestamptz, p_content ->> 'etag', p_now)
       on conflict do nothing;
+  if found then
+    perform filemark.tally(p_settings.pipeline, 'registered');
+  end if;
+  return null;
 end
 $$;
 
@@ -46,12 +63,10 @@ begin
 
   if not exists (select from filemark.file_checkpoints f
                   where f.pipeline = p_pipeline and f.file_url = p_file_url) then
-    if v_settings.paused then
-      return 'paused';
-    elsif v_slots <= 0 then
-      return 'busy';
+    v_refusal := filemark.add_claimed_file(v_settings, v_slots, p_content, v_now);
+    if v_refusal is not null then
+      return v_refusal;
     end if;
-    perform filemark.add_claimed_file(p_pipeline, p_file_url, p_content, v_now);
   end if;
 
   select f.* into v_file
@@ -160,7 +175,8 @@ begin
   if outcome is null then
     outcome := filemark.claim_by_name(
       p_pipeline, p_file_url, p_worker_id,
-      jsonb_build_object('etag', p_etag, 'file_type', p_file_type, 'file_timestamp', p_file_timestamp),
+      jsonb_build_object('file_url', p_file_url, 'etag', p_etag, 'file_type', p_file_type,
+                         'file_timestamp', p_file_timestamp),
       p_request_id);
   end if;
 

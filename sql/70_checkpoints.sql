@@ -28,7 +28,7 @@ declare
   v_now timestamptz := clock_timestamp();
   v_settings record;
 begin
-  select p.lease_seconds, p.cursor_limit_bytes, p.results_limit_bytes
+  select p.lease_seconds, p.history_limit, p.cursor_limit_bytes, p.results_limit_bytes
     into v_settings
     from filemark.pipelines p
    where p.pipeline = p_pipeline;
@@ -68,6 +68,13 @@ begin
     select p_pipeline, p_file_url, s.checkpoint_seq, p_cursor, p_items_processed, p_records_persisted,
            p_claim_token, v_now
       from saved s
+  ), listed as (
+    -- Once per so many checkpoints, the history is work for truncate_checkpoint_history.
+    insert into filemark.long_histories (pipeline, file_url)
+    select p_pipeline, p_file_url
+      from saved s
+     where s.history_length > v_settings.history_limit and (s.history_length - 1) % v_settings.history_limit = 0
+        on conflict do nothing
   )
   select s.checkpoint_seq, s.lease_expires_at, s.history_length from saved s;
 

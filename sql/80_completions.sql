@@ -17,7 +17,7 @@ as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_urls text[] := array(select c.file_url from unnest(p_completions) c);
-  v_done text[];
+  v_done record;
   v_left record;
 begin
   if cardinality(p_completions) > 1 then
@@ -45,7 +45,9 @@ begin
            accumulated_results = coalesce(c.accumulated_results, f.accumulated_results),
            error_message = null,
            error = null,
-           completed_at = v_now
+           completed_at = v_now,
+           kept_since = case when f.checkpoint_seq > 0 or f.accumulated_results is not null
+                               or c.accumulated_results is not null then v_now end
       from unnest(p_completions) c
      where f.pipeline = p_pipeline
        -- Said twice: whichever side the planner begins with, it reads by key.
@@ -56,15 +58,26 @@ begin
        and f.superseded_by is null
        and (c.etag is null or f.etag is null or c.etag = f.etag
             or (select p.on_overwrite = 'ignore' from filemark.pipelines p where p.pipeline = p_pipeline))
-    returning f.file_url
+    returning f.file_url, f.records_total, f.records_filtered, f.records_persisted, f.records_rejected
   )
-  select array_agg(d.file_url::text) into v_done from done d;
-  return query select unnest(v_done), 'completed';
+  select coalesce(array_agg(d.file_url::text), '{}') as urls, count(*) as files,
+         sum(d.records_total)::bigint as total, sum(d.records_filtered)::bigint as filtered,
+         sum(d.records_persisted)::bigint as persisted, sum(d.records_rejected)::bigint as rejected
+    into v_done
+    from done d;
+  if v_done.files > 0 then
+    perform filemark.tally(
+      p_pipeline, 'completed', v_done.files, v_done.total, v_done.filtered, v_done.persisted, v_done.rejected);
+    return query select unnest(v_done.urls), 'completed';
+  end if;
+  if v_done.files = cardinality(p_completions) then
+    return;
+  end if;
 
   -- What is left: content that changed meanwhile, repeats, claims that were lost.
   for v_left in
     select c.file_url, c.claim_token, c.etag from unnest(p_completions) c
-     where c.file_url <> all (coalesce(v_done, '{}'))
+     where c.file_url <> all (v_done.urls)
   loop
     file_url := v_left.file_url;
     outcome := filemark.complete_changed_file(p_pipeline, file_url, v_left.claim_token, v_left.etag, v_now);
@@ -99,6 +112,7 @@ begin
     perform filemark.start_generation(
       p_pipeline, p_file_url, coalesce(v_file.superseded_by, jsonb_build_object('etag', p_etag)), p_now,
       v_file.processed_by, 'superseded');
+    perform filemark.tally(p_pipeline, 'superseded');
     return 'superseded';
   else
     return case v_file.claim_ended

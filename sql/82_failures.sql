@@ -39,8 +39,6 @@ declare
   v_now timestamptz := clock_timestamp();
   v_settings filemark.pipelines;
   v_file filemark.file_checkpoints;
-  v_is_final boolean;
-  v_due timestamptz;
 begin
   perform filemark.check_text('p_error_message', p_error_message, 65536),
           filemark.check_number('p_retry_after_seconds', coalesce(p_retry_after_seconds, 0), 0, 31536000),
@@ -59,32 +57,29 @@ begin
 
   if v_file.status = 'processing' then
     select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
-    v_is_final := not p_retryable or v_file.attempts >= v_settings.max_attempts;
-    v_due := v_now + coalesce(make_interval(secs => p_retry_after_seconds),
-                              filemark.backoff(v_settings, v_file.attempts));
     perform filemark.record_event(
       p_pipeline, p_file_url, 'failed', v_file.processed_by, null,
       jsonb_build_object('claim_token', p_claim_token, 'attempts', v_file.attempts, 'error_message', p_error_message,
                          'error', p_error, 'items_processed', v_file.items_processed));
+    perform filemark.tally(p_pipeline, 'failed');
     if v_file.superseded_by is not null then
       perform filemark.start_generation(
         p_pipeline, p_file_url, v_file.superseded_by, v_now, v_file.processed_by, 'failed');
+    elsif not p_retryable or v_file.attempts >= v_settings.max_attempts then
+      perform filemark.bury_file(
+        v_file, case when p_retryable then 'max_attempts_exceeded' else 'not_retryable' end,
+        p_error_message, p_error, 'failed', v_file.processed_by);
     else
       update filemark.file_checkpoints f
-         set status = case when v_is_final then 'dead_letter' else 'failed' end,
+         set status = 'failed',
              claim_ended = 'failed',
              lease_expires_at = null,
              lease_check_at = null,
-             available_at = case when v_is_final then f.available_at else v_due end,
+             available_at = v_now + coalesce(make_interval(secs => p_retry_after_seconds),
+                                             filemark.backoff(v_settings, v_file.attempts)),
              error_message = p_error_message,
              error = p_error
        where f.pipeline = p_pipeline and f.file_url = p_file_url;
-      if v_is_final then
-        perform filemark.record_event(
-          p_pipeline, p_file_url, 'dead_lettered', v_file.processed_by,
-          case when p_retryable then 'max_attempts_exceeded' else 'not_retryable' end,
-          jsonb_build_object('attempts', v_file.attempts, 'error_message', p_error_message));
-      end if;
     end if;
   end if;
 
@@ -132,6 +127,7 @@ begin
            attempts = f.attempts - 1
      where f.pipeline = p_pipeline and f.file_url = p_file_url;
   end if;
+  perform filemark.tally(p_pipeline, 'released');
   perform filemark.record_event(
     p_pipeline, p_file_url, 'released', v_file.processed_by, null,
     jsonb_build_object('claim_token', p_claim_token, 'items_processed', v_file.items_processed));

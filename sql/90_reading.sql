@@ -2,7 +2,7 @@
 --
 -- What one asks about files without changing anything. All STABLE, so that the API runs them read-only.
 
--- Everything known about one file, or nothing when it is not known.
+-- Everything known about one file, or nothing when it is not known. Of a purged file that is not much.
 create function public.get_file_checkpoint(p_file_url text, p_pipeline text = 'default')
 returns table (
   pipeline text, file_url text, file_type text, file_timestamp timestamptz, size_bytes bigint, etag text,
@@ -11,7 +11,8 @@ returns table (
   lease_check_at timestamptz, attempts int, cursor jsonb, items_processed bigint, items_total bigint,
   accumulated_results jsonb, checkpoint_seq bigint, checkpointed_at timestamptz, history_length bigint,
   records_total bigint, records_filtered bigint, records_persisted bigint, records_rejected bigint,
-  processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz
+  processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz,
+  kept_since timestamptz
 )
 language plpgsql
 stable
@@ -27,9 +28,22 @@ begin
          f.lease_check_at, f.attempts, f.cursor, f.items_processed, f.items_total,
          f.accumulated_results, f.checkpoint_seq, f.checkpointed_at, f.history_length,
          f.records_total, f.records_filtered, f.records_persisted, f.records_rejected,
-         f.processing_time_ms, f.error_message, f.error, f.completed_at, f.created_at
+         f.processing_time_ms, f.error_message, f.error, f.completed_at, f.created_at,
+         f.kept_since
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  if not found then
+    select g.file_type, g.file_timestamp, g.generation, g.claim_token
+      into file_type, file_timestamp, generation, claim_token
+      from filemark.purged_files g
+     where g.pipeline = p_pipeline and g.file_hash = filemark.short_hash(p_file_url);
+    if found then
+      pipeline := p_pipeline;
+      file_url := p_file_url;
+      status := 'completed';
+      return next;
+    end if;
+  end if;
 end
 $$;
 
@@ -50,7 +64,8 @@ returns table (
   lease_check_at timestamptz, attempts int, cursor jsonb, items_processed bigint, items_total bigint,
   accumulated_results jsonb, checkpoint_seq bigint, checkpointed_at timestamptz, history_length bigint,
   records_total bigint, records_filtered bigint, records_persisted bigint, records_rejected bigint,
-  processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz
+  processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz,
+  kept_since timestamptz
 )
 language plpgsql
 stable
@@ -117,8 +132,10 @@ begin
   select u.url
     from unnest(p_file_urls) with ordinality u (url, position)
     left join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+    left join filemark.purged_files g
+      on f.status is null and g.pipeline = p_pipeline and g.file_hash = filemark.short_hash(u.url)
    where case
-           when f.status is null then not v_is_full
+           when f.status is null then not v_is_full and g.file_hash is null
            else filemark.claim_refusal(
                   f.status, f.available_at, f.lease_expires_at, f.superseded_by is not null, f.attempts,
                   v_settings.max_attempts, v_now) is null
@@ -132,8 +149,36 @@ $$;
 comment on function public.pending_files(text[], text) is
   'Of the given file_urls (at most 1,000), known or not, those that claim_file would get now.';
 
--- Per pipeline, or of the one given: how many files are in which state, how old the backlog is, what was
--- loaded, what fails. failure_ratio: failed and dead files among all that were finished or failed.
+-- What was tallied of each pipeline, since it began.
+create function filemark.totals(p_pipeline text)
+returns table (
+  what text, files bigint, records_total bigint, records_filtered bigint, records_persisted bigint,
+  records_rejected bigint, last_at timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return query
+  select s.what, sum(s.files)::bigint, sum(s.records_total)::bigint, sum(s.records_filtered)::bigint,
+         sum(s.records_persisted)::bigint, sum(s.records_rejected)::bigint, max(s.last_at)
+    from (
+      select a.what, a.files, a.records_total, a.records_filtered, a.records_persisted, a.records_rejected, a.last_at
+        from filemark.activity a
+       where a.pipeline = p_pipeline
+      union all
+      select t.what, t.files, t.records_total, t.records_filtered, t.records_persisted, t.records_rejected, t.occurred_at
+        from filemark.tallies t
+       where t.pipeline = p_pipeline
+    ) s
+   group by s.what;
+end
+$$;
+
+-- Per pipeline, or of the one given: how many files are in which state, how old the backlog is, what completed files
+-- loaded, what fails. failure_ratio: failed and dead files among all that were finished or failed. Purged files
+-- count as completed. The cost grows with what is pending or failed, not with what is completed.
 create function public.pipeline_stats(p_pipeline text = null)
 returns table (
   pipeline text, pending bigint, processing bigint, completed bigint, failed bigint, dead_letter bigint,
@@ -150,29 +195,48 @@ declare
   v_now timestamptz := clock_timestamp();
 begin
   return query
-  select p.pipeline::text, s.pending, s.processing, s.completed, s.failed, s.dead_letter, s.skipped, s.total,
-         extract(epoch from v_now - s.oldest_pending)::double precision, s.records_total, s.records_filtered,
-         s.records_persisted, s.records_rejected,
-         (s.failed + s.dead_letter)::double precision / nullif(s.completed + s.failed + s.dead_letter, 0),
-         s.last_completed_at
+  select p.pipeline::text, q.pending, w.processing, t.completed, q.failed, k.dead_letter, k.skipped,
+         q.pending + w.processing + t.completed + q.failed + k.dead_letter + k.skipped,
+         extract(epoch from v_now - q.oldest_pending)::double precision, t.records_total, t.records_filtered,
+         t.records_persisted, t.records_rejected,
+         (q.failed + k.dead_letter)::double precision / nullif(t.completed + q.failed + k.dead_letter, 0),
+         l.completed_at
     from filemark.pipelines p
    cross join lateral (
      select count(*) filter (where f.status = 'pending') as pending,
-            count(*) filter (where f.status = 'processing') as processing,
-            count(*) filter (where f.status = 'completed') as completed,
             count(*) filter (where f.status = 'failed') as failed,
-            count(*) filter (where f.status = 'dead_letter') as dead_letter,
-            count(*) filter (where f.status = 'skipped') as skipped,
-            count(*) as total,
-            min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending,
-            coalesce(sum(f.records_total), 0)::bigint as records_total,
-            coalesce(sum(f.records_filtered), 0)::bigint as records_filtered,
-            coalesce(sum(f.records_persisted), 0)::bigint as records_persisted,
-            coalesce(sum(f.records_rejected), 0)::bigint as records_rejected,
-            max(f.completed_at) as last_completed_at
+            min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending
        from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline
-   ) s
+      where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
+   ) q
+   cross join lateral (
+     select count(*) as processing
+       from filemark.file_checkpoints f
+      where f.pipeline = p.pipeline and f.lease_check_at is not null
+   ) w
+   cross join lateral (
+     select count(*) filter (where f.status = 'dead_letter') as dead_letter,
+            count(*) filter (where f.status = 'skipped') as skipped
+       from filemark.file_checkpoints f
+      where f.pipeline = p.pipeline and f.status in ('dead_letter', 'skipped')
+   ) k
+   cross join lateral (
+     -- What was completed and is no more, because it was requeued, skipped or overwritten, counts against it.
+     select coalesce(sum(s.files * s.sign), 0)::bigint as completed,
+            coalesce(sum(s.records_total * s.sign), 0)::bigint as records_total,
+            coalesce(sum(s.records_filtered * s.sign), 0)::bigint as records_filtered,
+            coalesce(sum(s.records_persisted * s.sign), 0)::bigint as records_persisted,
+            coalesce(sum(s.records_rejected * s.sign), 0)::bigint as records_rejected
+       from (select n.*, case n.what when 'completed' then 1 when 'reopened' then -1 end as sign
+               from filemark.totals(p.pipeline) n) s
+   ) t
+    left join lateral (
+      select f.completed_at
+        from filemark.file_checkpoints f
+       where f.pipeline = p.pipeline and f.completed_at is not null
+       order by f.completed_at desc
+       limit 1
+   ) l on true
    where p_pipeline is null or p.pipeline = p_pipeline
    order by p.pipeline;
 end

@@ -1,8 +1,9 @@
 -- filemark: operating
 --
--- What a person or a schedule does to files: put them back, and clean up after workers that vanished.
+-- What a person does to files: put them back into the queue, or take them out of it.
 
--- Locks the row of a file that an operator acts on, and returns it. Refuses bad arguments and unknown files.
+-- Locks the row of a file that an operator acts on, and returns it; a purged file comes back for that. Refuses bad
+-- arguments and unknown files.
 create function filemark.lock_known_file(p_file_url text, p_reason text, p_actor text, p_pipeline text)
 returns filemark.file_checkpoints
 language plpgsql
@@ -18,7 +19,12 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      for no key update;
-  if not found then
+  if not found and filemark.revive_file(p_pipeline, p_file_url, null, clock_timestamp()) then
+    select f.* into v_file
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  end if;
+  if v_file.file_url is null then
     raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
   end if;
   return v_file;
@@ -70,7 +76,9 @@ $$;
 create function filemark.rewind_file(
   p_file filemark.file_checkpoints,
   p_checkpoint filemark.checkpoint_history,
-  p_now timestamptz
+  p_now timestamptz,
+  p_reason text,
+  p_actor text
 )
 returns void
 language plpgsql
@@ -109,8 +117,11 @@ begin
          processing_time_ms = null,
          error_message = null,
          error = null,
-         completed_at = null
+         completed_at = null,
+         kept_since = null
    where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+  perform filemark.tally_reopened(p_file),
+          filemark.close_dead_letter(p_file.pipeline, p_file.file_url, 'requeued', p_reason, p_actor);
 end
 $$;
 
@@ -152,7 +163,10 @@ begin
     return query select 'pending', v_file.checkpoint_seq;
     return;
   else
-    perform filemark.rewind_file(v_file, v_checkpoint, v_now);
+    perform filemark.rewind_file(v_file, v_checkpoint, v_now, p_reason, p_actor);
+  end if;
+  if v_file.status = 'processing' then
+    perform filemark.tally(p_pipeline, 'taken');
   end if;
 
   perform filemark.record_event(
@@ -197,8 +211,11 @@ begin
 
   update filemark.file_checkpoints f
      set status = 'skipped',
-         completed_at = null
+         completed_at = null,
+         kept_since = null
    where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  perform filemark.tally_reopened(v_file),
+          filemark.close_dead_letter(p_pipeline, p_file_url, 'skipped', p_reason, p_actor);
   perform filemark.record_event(
     p_pipeline, p_file_url, 'skipped', p_actor, p_reason,
     jsonb_build_object('old_status', v_file.status, 'old_completed_at', v_file.completed_at,
@@ -208,85 +225,3 @@ $$;
 
 comment on function public.skip_file(text, text, text, text) is
   'Takes a file that nobody is processing out of the queue until it is requeued or its content changes. Audited.';
-
--- Ends claims whose lease is over, without a worker: files with budget left become pending again and keep
--- their checkpoint, the others are dead letters. At most p_limit per pipeline. With p_dry_run it only says
--- what it would do. May run twice at once: rows another session works on are passed over.
-create function filemark.reclaim_stale_claims(
-  p_limit int = 1000,
-  p_dry_run boolean = false,
-  p_pipeline text = null
-)
-returns table (pipeline text, file_url text, action text)
-language plpgsql
-security definer
-set search_path = ''
-as $$
-declare
-  v_now timestamptz := clock_timestamp();
-  v_settings filemark.pipelines;
-  v_file filemark.file_checkpoints;
-begin
-  perform filemark.check_number('p_limit', p_limit, 1, 1000000);
-  if p_dry_run is null then
-    perform filemark.refuse_argument('p_dry_run', null, 'true or false');
-  end if;
-  if p_pipeline is not null and not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
-    raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
-  end if;
-
-  for v_settings in
-    select p.* from filemark.pipelines p where p_pipeline is null or p.pipeline = p_pipeline order by p.pipeline
-  loop
-    if p_dry_run then
-      return query
-      select f.pipeline::text, f.file_url::text,
-             case when f.attempts >= v_settings.max_attempts and f.superseded_by is null
-                  then 'would_dead_letter' else 'would_reclaim' end
-        from filemark.file_checkpoints f
-       where f.pipeline = v_settings.pipeline and f.status = 'processing' and f.lease_check_at <= v_now
-         and f.lease_expires_at <= v_now
-       order by f.lease_check_at
-       limit p_limit;
-      continue;
-    end if;
-
-    for v_file in
-      select f.* from filemark.file_checkpoints f
-       where f.pipeline = v_settings.pipeline and f.status = 'processing' and f.lease_check_at <= v_now
-       order by f.lease_check_at
-       limit p_limit
-         for no key update skip locked
-    loop
-      pipeline := v_file.pipeline;
-      file_url := v_file.file_url;
-      if v_file.lease_expires_at > v_now then
-        update filemark.file_checkpoints f
-           set lease_check_at = v_file.lease_expires_at
-         where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
-        continue;
-      elsif v_file.attempts >= v_settings.max_attempts and v_file.superseded_by is null then
-        perform filemark.bury_lost_file(v_file, 'reclaim_stale_claims');
-        action := 'dead_lettered';
-      else
-        perform filemark.end_lost_claim(v_file, v_now, 'reclaim_stale_claims');
-        update filemark.file_checkpoints f
-           set status = 'pending', claim_ended = 'lost', lease_expires_at = null, lease_check_at = null
-         where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
-        action := 'reclaimed';
-      end if;
-      return next;
-    end loop;
-
-    -- A repeat of a batch claim comes within minutes; its request is forgotten after a day.
-    delete from filemark.claim_requests r
-     where r.pipeline = v_settings.pipeline
-       and r.request_id in (select o.request_id from filemark.claim_requests o
-                             where o.pipeline = v_settings.pipeline and o.claimed_at < v_now - interval '1 day'
-                             limit p_limit);
-  end loop;
-end
-$$;
-
-comment on function filemark.reclaim_stale_claims(int, boolean, text) is
-  'Ends claims whose lease is over: files with budget left are pending again, the others dead letters.';

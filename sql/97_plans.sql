@@ -30,7 +30,12 @@ begin
     'filemark.assert_claim(text, bigint, text)',
     'filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text)',
     'filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text)',
-    'filemark.reclaim_stale_claims(int, boolean, text)'
+    'public.pipeline_stats(text)',
+    'filemark.reclaim_stale_claims(int, boolean, text)',
+    'filemark.truncate_checkpoint_history(int, boolean, text)',
+    'filemark.clear_completed_checkpoints(int, boolean, text)',
+    'filemark.purge_files(int, boolean, text)',
+    'filemark.run_maintenance(int)'
   ]::regprocedure[] loop
     execute format('alter function %s set plan_cache_mode = force_generic_plan', v_function);
     execute format('alter function %s set enable_seqscan = off', v_function);

@@ -78,7 +78,14 @@ begin
            public.requeue_file(text, text, boolean, text, text, text),
            public.skip_file(text, text, text, text),
            filemark.configure_pipeline(text, jsonb, text),
-           filemark.reclaim_stale_claims(int, boolean, text)
+           filemark.dead_letter_file(text, text, text, text),
+           filemark.resolve_dead_letter(text, text, text, text, text),
+           filemark.requeue_dead_letters(text, text, int, boolean, text, text),
+           filemark.reclaim_stale_claims(int, boolean, text),
+           filemark.truncate_checkpoint_history(int, boolean, text),
+           filemark.clear_completed_checkpoints(int, boolean, text),
+           filemark.purge_files(int, boolean, text),
+           filemark.run_maintenance(int)
          to %I', v_role);
     end if;
   end loop;
