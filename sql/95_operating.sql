@@ -166,8 +166,20 @@ end
 $$;
 
 comment on function public.requeue_file(text, text, boolean, text, text, text) is
-  'Puts a file back into the queue with a full budget: from its last ''checkpoint'', from ''start'', or from '
-  '''checkpoint:<number>''. p_force takes it from a live holder. Audited.';
+$comment$Puts a file back into the queue with a full budget.
+
+Its results are kept only when it goes on from its last checkpoint. A repeat changes nothing.
+
+p_file_url: the file.
+p_from: 'checkpoint' for the last one, 'start', or 'checkpoint:<number>' for one of its history.
+p_force: true to take the file from its holder, whose token is dead at once.
+p_reason: why, at most 10000 bytes; kept in filemark.file_events.
+p_actor: who, at most 200 bytes; null for the role of the call.
+p_pipeline: the pipeline of the file.
+Returns: one row.
+status: 'pending'.
+checkpoint_seq: the checkpoint it goes on from; 0 for the start.
+Errors: PT400 bad argument; PT404 unknown file; PT422 being processed, and p_force is not true.$comment$;
 
 -- Takes a file that nobody is processing out of the queue for good: no claim gets it until it is requeued or its
 -- content changes. Its checkpoint stays, for a requeue. A repeat changes nothing.
@@ -207,7 +219,15 @@ end
 $$;
 
 comment on function public.skip_file(text, text, text, text) is
-  'Takes a file that nobody is processing out of the queue until it is requeued or its content changes. Audited.';
+$comment$Takes a file that nobody is processing out of the queue, until it is requeued or its content changes.
+
+It keeps its checkpoint. A repeat changes nothing.
+
+p_file_url: the file.
+p_reason: why, at most 10000 bytes; kept in filemark.file_events.
+p_actor: who, at most 200 bytes; null for the role of the call.
+p_pipeline: the pipeline of the file.
+Errors: PT400 bad argument; PT404 unknown file; PT422 being processed.$comment$;
 
 -- Ends claims whose lease is over, without a worker: files with budget left become pending again and keep
 -- their checkpoint, the others are dead letters. At most p_limit per pipeline. With p_dry_run it only says
@@ -289,4 +309,14 @@ end
 $$;
 
 comment on function filemark.reclaim_stale_claims(int, boolean, text) is
-  'Ends claims whose lease is over: files with budget left are pending again, the others dead letters.';
+$comment$Ends claims whose lease is over, without a worker.
+
+Files with budget left become pending again and keep their checkpoint, the others are dead letters. It may run twice at
+once.
+
+p_limit: how many claims of a pipeline at most, 1 to 1000000.
+p_dry_run: true only to say what would be done.
+p_pipeline: the pipeline; null for all.
+Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoints.
+action: 'reclaimed' or 'dead_lettered'; in a dry run 'would_reclaim' or 'would_dead_letter'.
+Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
