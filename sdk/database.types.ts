@@ -300,6 +300,51 @@ export type Database = {
       [_ in never]: never
     }
     Functions: {
+      add_claimed_file: {
+        Args: { p_content: Json; p_file_url: string; p_now: string; p_pipeline: string }
+        Returns: undefined
+      }
+      apply_settings: {
+        Args: {
+          p_pipeline: Omit<
+            Database['filemark']['Tables']['pipelines']['Row'],
+            Database['filemark']['Tables']['pipelines']['ComputedFields']
+          >
+          p_settings: Json
+        }
+        Returns: {
+          backoff_base_seconds: number
+          backoff_jitter: number
+          backoff_max_seconds: number
+          created_at: string
+          cursor_limit_bytes: number
+          expect_file_every_seconds: number | null
+          history_limit: number
+          keep_checkpoints_days: number
+          keep_files_days: number | null
+          lease_seconds: number
+          max_attempts: number
+          max_backlog_age_seconds: number | null
+          max_concurrency: number | null
+          max_failure_ratio: number
+          max_history: number
+          max_rejected: number | null
+          max_rejected_ratio: number | null
+          max_results_bytes: number
+          min_checkpoints_per_minute: number
+          on_overwrite: string
+          paused: boolean
+          pipeline: string
+          results_limit_bytes: number
+          stale_after_seconds: number
+        }
+        SetofOptions: {
+          from: '*'
+          to: 'pipelines'
+          isOneToOne: true
+          isSetofReturn: false
+        }
+      }
       assert_claim: {
         Args: { p_claim_token: number; p_file_url: string; p_pipeline?: string }
         Returns: undefined

@@ -6,11 +6,22 @@
 --   filemark_monitor   reads everything, changes nothing
 --   filemark_operator  both of these, and requeue, settings and maintenance
 -- On Supabase, service_role is an operator (99_grants.sql).
+--
+-- What users read of a function in psql, in Supabase Studio and in docs/reference.md is its comment. It has one form: a
+-- sentence that says what the function does for its caller; if need be, more of that; then, in this order,
+-- "name: meaning" for each parameter, "Returns: …", "name: meaning" for each column, "Errors: PT400 when; …". A line is
+-- continued by lines that begin with a space. A column that means what it means in a table or type of filemark has no
+-- line; "Returns:" names that table. What the catalog knows (types, defaults, grants) is not said again.
 
 create schema filemark;
 
 comment on schema filemark is
-  'Checkpoint and resume with exactly-once effects for file pipelines. Not to be exposed over the API.';
+$comment$Checkpoint and resume with exactly-once effects for file pipelines. Not to be exposed over the API.
+
+Errors: PT400 an argument cannot be right: the message names it, its value and what is allowed; PT404 no such file or
+  pipeline; PT409 the claim is lost: it ended, was taken over or never was; PT412 the checkpoint does not follow the
+  last one: a gap, a step back, or a repeat with other content; PT413 an argument is larger than its limit; PT422 not
+  allowed in the state the file is in.$comment$;
 
 revoke all on schema filemark from public;
 

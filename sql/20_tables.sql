@@ -126,14 +126,6 @@ create table filemark.file_checkpoints (
 
 comment on table filemark.file_checkpoints is
   'One row per file of a pipeline: identity, schedule, claim, checkpoint, outcome.';
-comment on column filemark.file_checkpoints.superseded_by is
-  'The newer content seen while the file is being processed, as register_files was given it.';
-comment on column filemark.file_checkpoints.claim_ended is
-  'How the claim of claim_token ended, so that a repeat of the call that ended it is answered as before.';
-comment on column filemark.file_checkpoints.lease_check_at is
-  'When to look whether the lease is over: the first lease''s end, not moved by checkpoints.';
-comment on column filemark.file_checkpoints.cursor is
-  'The next position to process, as any JSON.';
 
 comment on column filemark.file_checkpoints.kept_since is
   'When a file completed whose checkpoint and results are still kept; null once they are cleared.';

@@ -17,6 +17,9 @@ begin
 end
 $$;
 
+comment on function filemark.refuse_argument(text, text, text) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
+
 -- Raises PT400 for a key that nobody asked for, so that a typing error is not taken for a default.
 create function filemark.refuse_key(p_name text, p_known text[])
 returns void
@@ -41,6 +44,9 @@ begin
     using errcode = 'PT413';
 end
 $$;
+
+comment on function filemark.refuse_size(text, bigint, bigint, text) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
 
 -- Refuses a text that is null, empty or longer than p_max_bytes.
 create function filemark.check_text(p_name text, p_value text, p_max_bytes int)

@@ -270,4 +270,10 @@ end
 $$;
 
 comment on function filemark.configure_pipeline(text, jsonb, text) is
-  'Changes the settings named in p_settings and returns all of them. Pauses with {"paused": true}.';
+$comment$Changes settings of a pipeline.
+
+p_pipeline: the pipeline, 1 to 100 bytes; made on first use.
+p_settings: the settings to change, {name: value}, each as in filemark.pipelines; {"paused": true} pauses.
+p_actor: who, at most 200 bytes; null for the role of the call.
+Returns: one row of filemark.pipelines, as it is now.
+Errors: PT400 bad argument.$comment$;

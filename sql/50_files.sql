@@ -292,5 +292,16 @@ end
 $$;
 
 comment on function public.register_files(jsonb, text) is
-  'Makes files known to a pipeline: [{file_url, file_type, file_timestamp, etag?, size_bytes?, priority?, '
-  'available_at?, metadata?}, …], at most 10,000. New ones become pending; a new etag starts a new generation.';
+$comment$Makes files known to a pipeline.
+
+New files become pending. A known file that comes with another etag starts a new generation, now or when its claim ends,
+unless on_overwrite is 'ignore'. Of two entries with one file_url the later counts. A repeat changes nothing.
+
+p_files: array of at most 10,000 objects {file_url, file_type, file_timestamp, etag?, size_bytes?, priority?,
+  available_at?, metadata?}, each key as in filemark.file_checkpoints.
+p_pipeline: the pipeline, 1 to 100 bytes; made on first use.
+Returns: one row.
+registered: files that were not known.
+new_generations: known files that came with other content.
+unchanged: the other entries.
+Errors: PT400 bad argument; PT413 more than 10,000 files.$comment$;

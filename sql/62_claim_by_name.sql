@@ -191,5 +191,17 @@ end
 $$;
 
 comment on function public.claim_file(text, text, timestamptz, text, text, text, uuid) is
-  'Claims one file by name, known or not. One row: outcome claimed with the claim, or held, completed, '
-  'waiting, dead_letter, skipped, paused or busy.';
+$comment$Claims one file by name, known or not.
+
+A refusal takes no lock and writes nothing, unless the call brings an etag to note.
+
+p_file_url: the file: a URL or any stable id, 1 to 2048 bytes.
+p_file_type: a name for the kind of file, 1 to 100 bytes; kept when the file or its content is new.
+p_file_timestamp: when the file was made, as its source says; kept when the file or its content is new.
+p_worker_id: who claims, 1 to 200 bytes.
+p_pipeline: the pipeline, 1 to 100 bytes; made on first use.
+p_etag: the version of the content, 1 to 1024 bytes; null when unknown. Another one than the file has is other content.
+p_request_id: a uuid made for this call. A repeat with it answers with the same claim, and claims nothing when that
+  has ended.
+Returns: one row of filemark.claim. When outcome is not 'claimed', only outcome, pipeline and file_url are set.
+Errors: PT400 bad argument.$comment$;

@@ -210,5 +210,15 @@ end
 $$;
 
 comment on function public.claim_next_files(text, int, text, text, uuid) is
-  'Claims the next 0 to p_limit (1 to 100) files that are due, highest priority first, then the longest '
-  'available. A repeat with the same p_request_id gets the claims it still holds and claims nothing more.';
+$comment$Claims the next files that are due.
+
+Among them are files whose lease is over. It never waits for another claim.
+
+p_worker_id: who claims, 1 to 200 bytes.
+p_limit: how many files at most, 1 to 100.
+p_pipeline: the pipeline.
+p_file_type: only files of this type; null for all.
+p_request_id: a uuid made for this call. A repeat with it gets what is left of the first answer, and claims nothing
+  more.
+Returns: 0 to p_limit rows of filemark.claim, the highest priority first, then the longest available.
+Errors: PT400 bad argument.$comment$;

@@ -88,6 +88,9 @@ begin
 end
 $$;
 
+comment on function filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
+
 -- Answers for a checkpoint that was saved before by the same claim under the same number with the same
 -- content, or raises why it cannot be saved. Without a number it is a repeat when its content is the last one's.
 create function filemark.repeated_checkpoint(
@@ -179,8 +182,23 @@ end
 $$;
 
 comment on function public.checkpoint_file(text, bigint, jsonb, bigint, jsonb, bigint, bigint, text) is
-  'Saves the next position to process, the total of items done, and results so far; renews the lease. Safe to '
-  'repeat with the same p_checkpoint_seq.';
+$comment$Saves the progress of a claimed file and renews the lease.
+
+A higher p_items_processed refills the retry budget. A repeat with the same p_checkpoint_seq and content changes
+nothing.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_cursor: the next position to process, as any JSON, at most cursor_limit_bytes.
+p_items_processed: items done in the whole file so far: a total, which never falls.
+p_accumulated_results: what was worked out so far, as any JSON, at most results_limit_bytes; null keeps what is there,
+  {} clears it.
+p_checkpoint_seq: the number of this checkpoint, one more than the last one's; null for the next.
+p_items_total: how many items the file has; null keeps what is there.
+p_pipeline: the pipeline of the file.
+Returns: one row, columns as in filemark.file_checkpoints.
+Errors: PT400 bad argument; PT404 unknown file; PT409 claim lost; PT412 does not follow the last checkpoint;
+  PT413 cursor or results too large.$comment$;
 
 -- Renews the lease: until p_pipeline's lease_seconds from now. Answers the new end.
 create function public.extend_claim(p_file_url text, p_claim_token bigint, p_pipeline text = 'default')
@@ -207,7 +225,13 @@ end
 $$;
 
 comment on function public.extend_claim(text, bigint, text) is
-  'Renews the lease of a claim and answers its new end; raises PT409 when the claim is lost.';
+$comment$Renews the lease of a claim, to lease_seconds from now.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_pipeline: the pipeline of the file.
+Returns: the new end of the lease.
+Errors: PT400 bad argument; PT404 unknown file; PT409 claim lost.$comment$;
 
 -- Locks the claimed file's row until the transaction ends, or raises that the claim is lost. Call it first in
 -- your own transaction or function: what you write then commits only while the claim stands.
@@ -229,4 +253,11 @@ end
 $$;
 
 comment on function filemark.assert_claim(text, bigint, text) is
-  'Locks the claimed file until the transaction ends, or raises PT409: call it first in your own transaction.';
+$comment$Locks a claimed file until the transaction ends, or raises that the claim is lost.
+
+Call it first in your own transaction or function: what you write then commits only while the claim stands.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_pipeline: the pipeline of the file.
+Errors: PT400 bad argument; PT404 unknown file; PT409 claim lost.$comment$;

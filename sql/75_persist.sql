@@ -48,6 +48,9 @@ begin
 end
 $$;
 
+comment on function filemark.begin_persist(text, bigint, jsonb, bigint, jsonb, bigint, text) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
+
 -- The table that p_target names; unqualified means public.
 create function filemark.target_table(p_target text)
 returns regclass
@@ -76,6 +79,9 @@ begin
   return v_table;
 end
 $$;
+
+comment on function filemark.target_table(text) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
 
 -- Inserts records (an array of objects) as the caller; answers how many. Only the columns a record names are
 -- inserted; records that meet a unique key of the target are passed over.
@@ -125,6 +131,9 @@ begin
   return v_total;
 end
 $$;
+
+comment on function filemark.insert_records(regclass, jsonb) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
 
 -- Inserts a batch of records into p_target and saves the checkpoint, in one transaction. Answers how many
 -- records went in; those that met a unique key of the target are passed over and not counted. Without
@@ -176,5 +185,23 @@ end
 $$;
 
 comment on function public.persist_records(text, bigint, text, jsonb, jsonb, bigint, jsonb, bigint, text) is
-  'Inserts records into p_target and saves the checkpoint in one transaction, as the caller: exactly-once '
-  'loading over plain HTTP. A repeat with the same p_checkpoint_seq inserts nothing.';
+$comment$Inserts records and saves the checkpoint in one transaction: exactly-once loading over plain HTTP.
+
+It runs as its caller, whose own INSERT grant on the target decides. Records that meet a unique key of the target are
+passed over. What the target itself refuses (a type, a constraint, a trigger) is raised as it is. A repeat inserts
+nothing.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_target: the table, as schema.table; without a schema it is in public.
+p_records: array of at most 10,000 objects {column: value}; a column that a record lacks takes its default.
+p_cursor: the next position to process, as any JSON, at most cursor_limit_bytes.
+p_items_processed: items done in the whole file so far: a total, which must grow when p_checkpoint_seq is null.
+p_accumulated_results: what was worked out so far, as any JSON, at most results_limit_bytes; null keeps what is there,
+  {} clears it.
+p_checkpoint_seq: the number of this checkpoint, one more than the last one's; null for the next.
+p_pipeline: the pipeline of the file.
+Returns: one row, checkpoint_seq and lease_expires_at as in filemark.file_checkpoints.
+records_persisted: records that went in, without those passed over.
+Errors: PT400 bad argument, unknown table or column; PT404 unknown file; PT409 claim lost; PT412 does not follow
+  the last checkpoint; PT413 records, cursor or results too large; 42501 no INSERT grant on the target.$comment$;

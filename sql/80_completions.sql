@@ -184,8 +184,21 @@ end
 $$;
 
 comment on function public.complete_file(text, bigint, bigint, bigint, bigint, bigint, jsonb, text, text) is
-  'Marks a claimed file as done: completed, already_completed for a repeat, or superseded when newer content '
-  'was seen meanwhile and the file is pending again.';
+$comment$Marks a claimed file as done.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_records_total: records in the whole file.
+p_records_filtered: records that were left out on purpose.
+p_records_persisted: records that were written; what persist_records counted is never lowered.
+p_processing_time_ms: how long it took, in milliseconds; null to measure from the claim.
+p_accumulated_results: the results, as any JSON, at most results_limit_bytes; null keeps what is there.
+p_etag: the etag that was actually read, 1 to 1024 bytes; null when unknown.
+p_pipeline: the pipeline of the file.
+Returns: one row.
+outcome: 'completed'; 'already_completed' for a repeat; 'superseded' when newer content was seen meanwhile or p_etag is
+  not the claimed one: the file is then pending again as a new generation.
+Errors: PT400 bad argument; PT404 unknown file; PT409 claim lost; PT413 results too large.$comment$;
 
 -- The completions in p_completions, checked, with their defaults, in key order.
 create function filemark.parse_completions(p_completions jsonb, p_pipeline text)
@@ -299,5 +312,16 @@ end
 $$;
 
 comment on function public.complete_and_claim_next(text, jsonb, int, text, text, uuid) is
-  'Finishes [{file_url, claim_token, records_total?, …}, …] and claims the next files in one transaction. A '
-  'completion whose claim was lost comes back with outcome claim_lost and undoes nothing else.';
+$comment$Finishes files and claims the next ones in one transaction.
+
+p_worker_id: who claims, 1 to 200 bytes.
+p_completions: array of at most 100 objects {file_url, claim_token, records_total?, …}, each key as in
+  filemark.completion and each file_url once.
+p_limit: how many files to claim at most, 1 to 100.
+p_pipeline: the pipeline.
+p_file_type: claim only files of this type; null for all.
+p_request_id: a uuid made for this call. A repeat with it completes nothing twice, gets what is left of the first
+  answer's claims, and claims nothing more.
+Returns: rows of filemark.claim: one with outcome 'claim_lost' for each completion whose claim was lost, which undoes
+  nothing else, then the new claims, as claim_next_files.
+Errors: PT400 bad argument; PT413 more than 100 completions, or results too large.$comment$;

@@ -91,8 +91,22 @@ end
 $$;
 
 comment on function public.fail_file(text, bigint, text, boolean, jsonb, int, text) is
-  'Gives a claimed file back with an error: failed with the time of its retry, or dead_letter when the budget is '
-  'spent or the error is not retryable.';
+$comment$Gives a claimed file back with an error, to be tried again or as a dead letter.
+
+It is a dead letter when its budget is spent or the error is not retryable. When newer content was seen meanwhile, that
+is next instead. A repeat is answered as the first call was.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_error_message: what went wrong, 1 to 65536 bytes.
+p_retryable: false when more attempts will not help.
+p_error: the error in detail, as any JSON, at most 1 MiB.
+p_retry_after_seconds: when to try again, 0 to 31536000; null for the backoff.
+p_pipeline: the pipeline of the file.
+Returns: one row, attempts as in filemark.file_checkpoints.
+status: 'failed', 'dead_letter', or 'pending' with newer content.
+available_at: when the file is due again; null for a dead letter.
+Errors: PT400 bad argument; PT404 unknown file; PT409 claim lost; PT413 p_error too large.$comment$;
 
 -- Gives the file back at once, with its checkpoint, its place in the queue and the attempt it was charged:
 -- for a shutdown or a time budget that ends. A repeat by the same token changes nothing.
@@ -135,4 +149,11 @@ end
 $$;
 
 comment on function public.release_file(text, bigint, text) is
-  'Gives a claimed file back at once, keeps its checkpoint and refunds the attempt.';
+$comment$Gives a claimed file back at once, for a shutdown or a time budget that ends.
+
+It keeps its checkpoint and its place in the queue, and the attempt is not counted. A repeat changes nothing.
+
+p_file_url: the file.
+p_claim_token: the token that the claim was given.
+p_pipeline: the pipeline of the file.
+Errors: PT400 bad argument; PT404 unknown file; PT409 claim lost.$comment$;

@@ -116,7 +116,15 @@ end
 $$;
 
 comment on function filemark.dead_letter_file(text, text, text, text) is
-  'Moves a pending or failed file to the dead letter by hand. Audited.';
+$comment$Moves a pending or failed file to the dead letter by hand, to look into it before another worker gets it.
+
+A repeat changes nothing.
+
+p_file_url: the file.
+p_reason: why, for the audit, at most 10000 bytes.
+p_actor: who does it, at most 200 bytes; the database role when null.
+p_pipeline: the pipeline.
+Errors: PT400 bad argument; PT404 unknown file; PT422 the file is neither pending nor failed.$comment$;
 
 -- Says what became of a dead letter. requeued and skipped do it; manually_resolved and permanently_failed only
 -- resolve the entry: the file stays a dead letter that nobody needs to look at any more. A repeat changes nothing.
@@ -168,8 +176,17 @@ end
 $$;
 
 comment on function filemark.resolve_dead_letter(text, text, text, text, text) is
-  'Resolves the pending dead letter of a file as requeued, skipped (both do it), manually_resolved or '
-  'permanently_failed.';
+$comment$Says what became of a dead letter.
+
+requeued and skipped do it. manually_resolved and permanently_failed only resolve the entry: the file stays a dead letter
+that nobody needs to look at any more. A repeat changes nothing.
+
+p_file_url: the file.
+p_resolution: 'requeued', 'skipped', 'manually_resolved' or 'permanently_failed'.
+p_notes: what was found out, at most 10000 bytes.
+p_actor: who does it, at most 200 bytes; the database role when null.
+p_pipeline: the pipeline.
+Errors: PT400 bad argument; PT404 unknown file; PT422 the file has no pending dead letter.$comment$;
 
 -- Requeues dead letters of a pipeline whose last error is like p_error_like (as in LIKE), the oldest first, from
 -- their last checkpoint. With p_dry_run, the default, it only says which.
@@ -223,4 +240,17 @@ end
 $$;
 
 comment on function filemark.requeue_dead_letters(text, text, int, boolean, text, text) is
-  'Requeues the dead letters of a pipeline whose last error is like p_error_like; with p_dry_run it only lists them.';
+$comment$Requeues the dead letters of a pipeline whose last error is like a pattern, the oldest first.
+
+Each goes on from its last checkpoint, with a full budget. By default it only says which would.
+
+p_pipeline: the pipeline.
+p_error_like: a pattern for the error message, as LIKE takes it.
+p_limit: how many files at most, 1 to 10000.
+p_dry_run: false to do it.
+p_reason: why, for the audit, at most 10000 bytes.
+p_actor: who does it, at most 200 bytes; the database role when null.
+Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoints.
+action: 'requeued'; in a dry run 'would_requeue'.
+error_message: the last error.
+Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;

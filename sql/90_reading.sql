@@ -48,7 +48,12 @@ end
 $$;
 
 comment on function public.get_file_checkpoint(text, text) is
-  'Everything known about one file, or no row when it is not known.';
+$comment$Everything known about one file.
+
+p_file_url: the file.
+p_pipeline: the pipeline of the file.
+Returns: one row of filemark.file_checkpoints, or none when the file is not known.
+Errors: PT400 bad argument.$comment$;
 
 -- The same rows for many files, by file_url: the first p_limit after p_after, of one status or of all.
 create function public.list_file_checkpoints(
@@ -94,7 +99,14 @@ end
 $$;
 
 comment on function public.list_file_checkpoints(text, int, text, text) is
-  'The rows of get_file_checkpoint for many files, by file_url: p_limit (1 to 1000) of them after p_after.';
+$comment$Everything known about many files, page by page.
+
+p_status: only files in this status; null for all.
+p_limit: how many files at most, 1 to 1000.
+p_after: the last file_url of the page before; null for the first page.
+p_pipeline: the pipeline.
+Returns: rows of filemark.file_checkpoints, by file_url.
+Errors: PT400 bad argument.$comment$;
 
 -- Of the given urls (at most 1,000), known or not, those that claim_file would get now; each once, in the
 -- order given.
@@ -147,7 +159,12 @@ end
 $$;
 
 comment on function public.pending_files(text[], text) is
-  'Of the given file_urls (at most 1,000), known or not, those that claim_file would get now.';
+$comment$Of the given files, known or not, those that claim_file would get now.
+
+p_file_urls: at most 1,000 file_urls.
+p_pipeline: the pipeline.
+Returns: a row for each of them, in the order given, file_url as in filemark.file_checkpoints.
+Errors: PT400 bad argument; PT413 more than 1,000 file_urls.$comment$;
 
 -- What was tallied of each pipeline, since it began.
 create function filemark.totals(p_pipeline text)
@@ -243,4 +260,22 @@ end
 $$;
 
 comment on function public.pipeline_stats(text) is
-  'Per pipeline: files by status, age of the oldest pending file, records, failure ratio, last completion.';
+$comment$How many files are in which status, how old the backlog is, what was loaded and what fails.
+
+p_pipeline: the pipeline; null for all.
+Returns: one row per pipeline.
+pipeline: the pipeline.
+pending: files in this status.
+processing: files in this status.
+completed: files in this status, purged ones included.
+failed: files in this status: waiting for their retry.
+dead_letter: files in this status.
+skipped: files in this status.
+total: files in all.
+oldest_pending_age_seconds: how long the oldest pending file has been due, in seconds; null when none is due.
+records_total: sum over the completed files.
+records_filtered: sum over the completed files.
+records_persisted: sum over the completed files.
+records_rejected: sum over the completed files.
+failure_ratio: failed and dead files among all that are completed, failed or dead; null when there are none.
+last_completed_at: when a file was last completed; null when none is.$comment$;

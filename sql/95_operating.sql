@@ -180,8 +180,20 @@ end
 $$;
 
 comment on function public.requeue_file(text, text, boolean, text, text, text) is
-  'Puts a file back into the queue with a full budget: from its last ''checkpoint'', from ''start'', or from '
-  '''checkpoint:<number>''. p_force takes it from a live holder. Audited.';
+$comment$Puts a file back into the queue with a full budget.
+
+Its results are kept only when it goes on from its last checkpoint. A repeat changes nothing.
+
+p_file_url: the file.
+p_from: 'checkpoint' for the last one, 'start', or 'checkpoint:<number>' for one of its history.
+p_force: true to take the file from its holder, whose token is dead at once.
+p_reason: why, at most 10000 bytes; kept in filemark.file_events.
+p_actor: who, at most 200 bytes; null for the role of the call.
+p_pipeline: the pipeline of the file.
+Returns: one row.
+status: 'pending'.
+checkpoint_seq: the checkpoint it goes on from; 0 for the start.
+Errors: PT400 bad argument; PT404 unknown file; PT422 being processed, and p_force is not true.$comment$;
 
 -- Takes a file that nobody is processing out of the queue for good: no claim gets it until it is requeued or its
 -- content changes. Its checkpoint stays, for a requeue. A repeat changes nothing.
@@ -224,4 +236,3 @@ end
 $$;
 
 comment on function public.skip_file(text, text, text, text) is
-  'Takes a file that nobody is processing out of the queue until it is requeued or its content changes. Audited.';

@@ -94,7 +94,17 @@ end
 $$;
 
 comment on function filemark.reclaim_stale_claims(int, boolean, text) is
-  'Ends claims whose lease is over: files with budget left are pending again, the others dead letters.';
+$comment$Ends claims whose lease is over, without a worker.
+
+Files with budget left become pending again and keep their checkpoint, the others are dead letters. It may run twice at
+once.
+
+p_limit: how many claims of a pipeline at most, 1 to 1000000.
+p_dry_run: true only to say what would be done.
+p_pipeline: the pipeline; null for all.
+Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoints.
+action: 'reclaimed' or 'dead_lettered'; in a dry run 'would_reclaim' or 'would_dead_letter'.
+Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
 
 -- Cuts the history of each file back to the last history_limit checkpoints of its pipeline: p_limit files per
 -- pipeline, at most 10,000 checkpoints of each at a time.
@@ -157,7 +167,16 @@ end
 $$;
 
 comment on function filemark.truncate_checkpoint_history(int, boolean, text) is
-  'Cuts the history of each file back to its pipeline''s history_limit.';
+$comment$Cuts the history of each file back to its pipeline's history_limit.
+
+Of each file at most 10,000 checkpoints at a time. Files that a worker holds in an open transaction are left for later.
+
+p_limit: how many files of a pipeline at most, 1 to 1000000.
+p_dry_run: true only to say what would be done.
+p_pipeline: the pipeline; null for all.
+Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoints.
+action: 'truncated'; in a dry run 'would_truncate'.
+Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
 
 -- Clears cursor, results and history of files that completed more than keep_checkpoints_days ago: p_limit files per
 -- pipeline, the oldest first. The file's row and its counts stay.
@@ -205,7 +224,16 @@ end
 $$;
 
 comment on function filemark.clear_completed_checkpoints(int, boolean, text) is
-  'Clears cursor, results and history of files completed more than keep_checkpoints_days ago.';
+$comment$Clears cursor, results and history of files completed more than keep_checkpoints_days ago.
+
+The file's row and its counts stay.
+
+p_limit: how many files of a pipeline at most, 1 to 1000000.
+p_dry_run: true only to say what would be done.
+p_pipeline: the pipeline; null for all.
+Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoints.
+action: 'cleared'; in a dry run 'would_clear'.
+Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
 
 -- Removes files that completed more than keep_files_days ago, with their history, audit and resolved dead letters:
 -- p_limit files per pipeline, the oldest first. What is left of each in purged_files answers completed.
@@ -247,7 +275,16 @@ end
 $$;
 
 comment on function filemark.purge_files(int, boolean, text) is
-  'Removes files completed more than keep_files_days ago; they are still answered completed.';
+$comment$Removes files completed more than keep_files_days ago, with their history and audit.
+
+They are still answered completed, and come back with new content or when they are requeued.
+
+p_limit: how many files of a pipeline at most, 1 to 1000000.
+p_dry_run: true only to say what would be done.
+p_pipeline: the pipeline; null for all.
+Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoints.
+action: 'purged'; in a dry run 'would_purge'.
+Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
 
 -- Removes one file, whose row the caller has locked, and everything about it but what purged_files keeps.
 create function filemark.purge_file(p_file filemark.file_checkpoints)
@@ -372,4 +409,11 @@ end
 $$;
 
 comment on function filemark.run_maintenance(int) is
-  'Runs every maintenance task for every pipeline and records the run in filemark.maintenance_runs.';
+$comment$Runs every maintenance task for every pipeline and records the run in filemark.maintenance_runs.
+
+p_limit: how many files of a pipeline each task takes at most, 1 to 1000000; of tallies, a hundred times as many.
+Returns: a row for each pipeline and task.
+task: the name of the task.
+pipeline: the pipeline.
+affected: how many files it changed, or tallies it added up.
+Errors: PT400 bad argument.$comment$;

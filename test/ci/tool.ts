@@ -3,11 +3,11 @@ import { promisify } from 'node:util'
 import { findCiTool } from '../../scripts/ci-tool.ts'
 
 /**
- * Runs a command-line tool that `.ci/run` installed below FILEMARK_CI_TOOLS, and returns all that it printed. Throws
- * when the tool is not there or fails; the message holds what it printed.
+ * Runs a command-line tool that `.ci/tools` installed, and returns all that it printed. Throws when the tool is not
+ * there or fails; the message holds what it printed.
  */
 export async function runTool(
-  name: 'supabase' | 'dbmate',
+  name: 'supabase' | 'dbmate' | 'postgres-language-server' | 'publint' | 'attw',
   args: string[],
   env: Record<string, string> = {},
 ): Promise<string> {

@@ -1,5 +1,6 @@
 import type { Sql } from 'postgres'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { reachedFrom } from '../call-graph.ts'
 import { createDatabase, type TestDatabase } from '../database.ts'
 import { sqlFiles } from '../servers/install.ts'
 import { type PostgresServer, startPostgres } from '../servers/postgres.ts'
@@ -232,21 +233,11 @@ describe('each function', () => {
 
   test('that is not VOLATILE neither writes nor locks, nor does any that it calls', () => {
     const sources = new Map(installed.map(({ name, source }) => [name, source]))
-    function reached(name: string, seen = new Set<string>()): Set<string> {
-      if (seen.has(name)) return seen
-      seen.add(name)
-      for (const [, callee = ''] of (sources.get(name) ?? '').matchAll(
-        /\b((?:filemark|public)\.\w+)\s*\(/g,
-      )) {
-        if (sources.has(callee)) reached(callee, seen)
-      }
-      return seen
-    }
     const writes =
       /\b(insert\s+into|update\s+filemark|delete\s+from|for\s+(no\s+key\s+)?update|pg_advisory|nextval)\b/i
     const calls = installed
       .filter(({ volatility }) => volatility !== 'v')
-      .flatMap(({ name }) => [...reached(name)].map((callee) => ({ name, callee })))
+      .flatMap(({ name }) => [...reachedFrom(name, sources)].map((callee) => ({ name, callee })))
     expect(calls.length).toBeGreaterThan(10)
     expect(calls.filter(({ callee }) => writes.test(sources.get(callee) ?? ''))).toEqual([])
     // The pattern knows a writer when it sees one.

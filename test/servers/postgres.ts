@@ -5,6 +5,7 @@ import { chmod, chown, cp, mkdir, mkdtemp, readFile, rename, rm, symlink, writeF
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
+import postgres from 'postgres'
 import { until } from '../wait.ts'
 import { freePort } from './free-port.ts'
 import { startWatchdog } from './watchdog.ts'
@@ -22,6 +23,11 @@ export interface PostgresOptions {
   maxConnections?: number
   /** More settings, as in postgresql.conf: `{ shared_preload_libraries: 'auto_explain' }`. */
   settings?: Record<string, string | number | boolean>
+  /**
+   * Load pg_cron, and make a database of this name with the extension in it: the one whose jobs run. It must live as
+   * long as the server: pg_cron does not come back to it. Only the Debian package postgresql-15-cron brings pg_cron.
+   */
+  cronDatabase?: string
 }
 
 export interface PostgresServer extends AsyncDisposable {
@@ -88,6 +94,11 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
     max_wal_size: '2GB',
     log_line_prefix: '%m [%p] %d ',
     timezone: 'UTC',
+    ...(options.cronDatabase && {
+      shared_preload_libraries: 'pg_cron',
+      'cron.database_name': options.cronDatabase,
+      'cron.host': '127.0.0.1',
+    }),
     ...options.settings,
   }
   const lines = Object.entries(settings).map(
@@ -147,9 +158,15 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
       if (attempt === 10) throw new Error('found no free port for Postgres in 10 attempts')
       port = await freePort()
     }
+    if (options.cronDatabase) await makeCronDatabase(url, options.cronDatabase)
   } catch (error) {
     await dispose()
     throw error
+  }
+
+  function url(database = 'postgres', role = 'postgres', password = ''): string {
+    const login = encodeURIComponent(role) + (password && `:${encodeURIComponent(password)}`)
+    return `postgresql://${login}@127.0.0.1:${port}/${encodeURIComponent(database)}`
   }
 
   return {
@@ -160,16 +177,32 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
     get pid() {
       return child?.pid
     },
-    url(database = 'postgres', role = 'postgres', password = '') {
-      const login = encodeURIComponent(role) + (password && `:${encodeURIComponent(password)}`)
-      return `postgresql://${login}@127.0.0.1:${port}/${encodeURIComponent(database)}`
-    },
+    url,
     stop,
     async start() {
       if (child && !ended(child)) return
       await until(launch, { timeoutMs: 30_000, what: `port ${port} to become free again` })
     },
     [Symbol.asyncDispose]: dispose,
+  }
+}
+
+/** Makes the database that pg_cron works in, and waits until its launcher is there. */
+async function makeCronDatabase(url: (database?: string) => string, name: string): Promise<void> {
+  const admin = postgres(url(), { max: 1, onnotice: () => {} })
+  const inside = postgres(url(name), { max: 1, onnotice: () => {} })
+  try {
+    await admin`create database ${admin(name)}`
+    await inside`create extension pg_cron`
+    await until(
+      async () =>
+        (
+          await inside`select from pg_stat_activity where backend_type = 'pg_cron launcher' and datname = ${name}`
+        ).length > 0,
+      { what: `pg_cron to come to ${name}` },
+    )
+  } finally {
+    await Promise.all([admin.end(), inside.end()])
   }
 }
 
@@ -185,16 +218,19 @@ function serverUser(): Identity | undefined {
   return entry ? { uid: Number(entry[1]), gid: Number(entry[2]) } : { uid: 65534, gid: 65534 }
 }
 
+/** The binaries of the newest Debian package; extensions that npm's Postgres lacks can be installed beside it. */
+export function debianBinDir(): string {
+  const found = spawnSync('sh', ['-c', 'ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1'], {
+    encoding: 'utf8',
+  })
+  const newest = found.stdout.trim()
+  if (!newest) throw new Error('there is no /usr/lib/postgresql/*/bin')
+  return newest
+}
+
 function defaultBinDir(): string {
   const choice = process.env.FILEMARK_TEST_POSTGRES ?? 'embedded'
-  if (choice === 'debian') {
-    const found = spawnSync('sh', ['-c', 'ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1'], {
-      encoding: 'utf8',
-    })
-    const newest = found.stdout.trim()
-    if (!newest) throw new Error('FILEMARK_TEST_POSTGRES=debian, but there is no /usr/lib/postgresql/*/bin')
-    return newest
-  }
+  if (choice === 'debian') return debianBinDir()
   if (choice !== 'embedded')
     throw new Error(`FILEMARK_TEST_POSTGRES is '${choice}', not 'embedded' or 'debian'`)
   const given = process.env.FILEMARK_TEST_EMBEDDED_DIR
