@@ -236,3 +236,12 @@ end
 $$;
 
 comment on function public.skip_file(text, text, text, text) is
+$comment$Takes a file that nobody is processing out of the queue, until it is requeued or its content changes.
+
+It keeps its checkpoint. A repeat changes nothing.
+
+p_file_url: the file.
+p_reason: why, at most 10000 bytes; kept in filemark.file_events.
+p_actor: who, at most 200 bytes; null for the role of the call.
+p_pipeline: the pipeline of the file.
+Errors: PT400 bad argument; PT404 unknown file; PT422 being processed.$comment$;
