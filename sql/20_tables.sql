@@ -127,9 +127,6 @@ create table filemark.file_checkpoints (
 comment on table filemark.file_checkpoints is
   'One row per file of a pipeline: identity, schedule, claim, checkpoint, outcome.';
 
-comment on column filemark.file_checkpoints.kept_since is
-  'When a file completed whose checkpoint and results are still kept; null once they are cleared.';
-
 -- With the status, so that counting the queue reads the index alone.
 create index file_checkpoints_queue on filemark.file_checkpoints
   (pipeline, priority desc, available_at, file_url) include (status)

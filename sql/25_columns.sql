@@ -22,11 +22,11 @@ comment on column filemark.pipelines.on_overwrite is
   'What another etag of a known file means: reprocess it as a new generation, or ignore it. Allowed: '
   '''reprocess'' or ''ignore''.';
 comment on column filemark.pipelines.history_limit is
-  'Reserved: checkpoints to keep in a file''s history. Allowed: 1 to 1000000.';
+  'Checkpoints that maintenance keeps of a file''s history. Allowed: 1 to 1000000.';
 comment on column filemark.pipelines.keep_checkpoints_days is
-  'Reserved: how long to keep the history of completed files. Allowed: 0 to 36500.';
+  'Days after which maintenance clears the checkpoint of a completed file. Allowed: 0 to 36500.';
 comment on column filemark.pipelines.keep_files_days is
-  'Reserved: how long to keep completed files; null for ever. Allowed: 0 to 36500 or null.';
+  'Days after which maintenance purges a completed file; null for never. Allowed: 0 to 36500 or null.';
 comment on column filemark.pipelines.results_limit_bytes is
   'The largest accumulated_results that is accepted. Allowed: 1 to 268435456.';
 comment on column filemark.pipelines.cursor_limit_bytes is

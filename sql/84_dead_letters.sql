@@ -205,6 +205,7 @@ set search_path = ''
 as $$
 declare
   v_letter record;
+  v_file filemark.file_checkpoints;
 begin
   perform filemark.check_pipeline(p_pipeline),
           filemark.check_number('p_limit', p_limit, 1, 10000),
@@ -227,13 +228,20 @@ begin
      -- The rows of files are locked in the order of their keys.
      order by oldest.file_url
   loop
+    if not p_dry_run then
+      select f.* into v_file
+        from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = v_letter.file_url and f.status = 'dead_letter'
+         for no key update skip locked;
+      -- Somebody else is dealing with it, or has.
+      continue when not found;
+      perform filemark.put_back(
+        v_file, filemark.checkpoint_to_resume(v_file, 'checkpoint'), 'checkpoint', false, p_reason, p_actor);
+    end if;
     pipeline := p_pipeline;
     file_url := v_letter.file_url;
     error_message := v_letter.error_message;
     action := case when p_dry_run then 'would_requeue' else 'requeued' end;
-    if not p_dry_run then
-      perform public.requeue_file(v_letter.file_url, p_reason => p_reason, p_actor => p_actor, p_pipeline => p_pipeline);
-    end if;
     return next;
   end loop;
 end

@@ -125,6 +125,46 @@ begin
 end
 $$;
 
+-- Puts a file, whose row the caller has locked, back into the queue at a checkpoint, on record; answers its number.
+create function filemark.put_back(
+  p_file filemark.file_checkpoints,
+  p_checkpoint filemark.checkpoint_history,
+  p_from text,
+  p_force boolean,
+  p_reason text,
+  p_actor text
+)
+returns bigint
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_seq bigint := p_checkpoint.checkpoint_seq;
+begin
+  if p_file.superseded_by is not null then
+    perform filemark.start_generation(p_file.pipeline, p_file.file_url, p_file.superseded_by, v_now, p_actor);
+    v_seq := 0;
+  elsif p_file.status = 'pending' and p_file.attempts = 0 and p_file.available_at <= v_now
+        and p_file.checkpoint_seq = v_seq then
+    return v_seq;
+  else
+    perform filemark.rewind_file(p_file, p_checkpoint, v_now, p_reason, p_actor);
+  end if;
+  if p_file.status = 'processing' then
+    perform filemark.tally(p_file.pipeline, 'taken');
+  end if;
+
+  perform filemark.record_event(
+    p_file.pipeline, p_file.file_url, 'requeued', p_actor, p_reason,
+    jsonb_build_object('from', p_from, 'checkpoint_seq', v_seq, 'force', p_force is true,
+                       'old_status', p_file.status, 'old_checkpoint_seq', p_file.checkpoint_seq,
+                       'old_claim_token', p_file.claim_token, 'old_processed_by', p_file.processed_by,
+                       'old_error_message', p_file.error_message));
+  return v_seq;
+end
+$$;
+
 -- Puts a file back into the queue with a full budget, from its last checkpoint, from the start, or from an
 -- earlier checkpoint (whose results are not kept: they are cleared). A file being processed is taken from its
 -- holder only with p_force; the holder's token is dead at once. A repeat changes nothing.
@@ -155,27 +195,7 @@ begin
             hint = 'To take it from its holder: p_force => true.';
   end if;
 
-  if v_file.superseded_by is not null then
-    perform filemark.start_generation(p_pipeline, p_file_url, v_file.superseded_by, v_now, p_actor);
-    v_checkpoint.checkpoint_seq := 0;
-  elsif v_file.status = 'pending' and v_file.attempts = 0 and v_file.available_at <= v_now
-        and v_file.checkpoint_seq = v_checkpoint.checkpoint_seq then
-    return query select 'pending', v_file.checkpoint_seq;
-    return;
-  else
-    perform filemark.rewind_file(v_file, v_checkpoint, v_now, p_reason, p_actor);
-  end if;
-  if v_file.status = 'processing' then
-    perform filemark.tally(p_pipeline, 'taken');
-  end if;
-
-  perform filemark.record_event(
-    p_pipeline, p_file_url, 'requeued', p_actor, p_reason,
-    jsonb_build_object('from', p_from, 'checkpoint_seq', v_checkpoint.checkpoint_seq, 'force', p_force is true,
-                       'old_status', v_file.status, 'old_checkpoint_seq', v_file.checkpoint_seq,
-                       'old_claim_token', v_file.claim_token, 'old_processed_by', v_file.processed_by,
-                       'old_error_message', v_file.error_message));
-  return query select 'pending', v_checkpoint.checkpoint_seq;
+  return query select 'pending', filemark.put_back(v_file, v_checkpoint, p_from, p_force, p_reason, p_actor);
 end
 $$;
 
