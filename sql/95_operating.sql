@@ -182,7 +182,6 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
   v_file filemark.file_checkpoints;
   v_checkpoint filemark.checkpoint_history;
 begin
