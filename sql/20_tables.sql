@@ -90,6 +90,7 @@ create table filemark.file_checkpoints (
   created_at          timestamptz not null default clock_timestamp(),
   -- Columns that came after the first release stand last, as they do in an upgraded table.
   kept_since          timestamptz,
+  results_bytes       bigint not null default 0,
 
   primary key (pipeline, file_url),
   constraint file_has_a_name check (file_url <> '' and octet_length(file_url) <= 2048),
@@ -155,7 +156,7 @@ create index file_checkpoints_kept on filemark.file_checkpoints
   where kept_since is not null;
 
 -- What batch claims were answered, so that a repeat after a lost answer gets what is left of that answer and
--- claims nothing more, even when every file of it is finished. Forgotten after a day (95_operating.sql).
+-- claims nothing more, even when every file of it is finished. Forgotten after a day (96_maintenance.sql).
 create table filemark.claim_requests (
   pipeline   text collate "C" not null,
   request_id uuid not null,
@@ -166,6 +167,8 @@ create table filemark.claim_requests (
 
 comment on table filemark.claim_requests is
   'The answers to the last day''s batch claims: a repeated claim_next_files claims nothing more.';
+
+create index claim_requests_by_age on filemark.claim_requests (pipeline, claimed_at);
 
 create table filemark.checkpoint_history (
   pipeline          text collate "C" not null,

@@ -52,13 +52,17 @@ comment on table filemark.purged_files is
   'What is left of files that were completed and purged: enough to answer completed, and to requeue them.';
 
 create table filemark.long_histories (
-  pipeline text collate "C" not null,
-  file_url text collate "C" not null,
+  pipeline  text collate "C" not null,
+  file_url  text collate "C" not null,
+  listed_at timestamptz not null default clock_timestamp(),
   primary key (pipeline, file_url)
 );
 
 comment on table filemark.long_histories is
   'Files with more checkpoints in their history than the pipeline keeps: the work list of truncate_checkpoint_history.';
+
+-- First come, first served: in the order of the keys, files that are listed again and again would shut out the rest.
+create index long_histories_by_age on filemark.long_histories (pipeline, listed_at, file_url);
 
 -- Counting ten million rows takes seconds, and a counter that every completion updates would have them all wait
 -- for each other. So what happened is appended here with its amounts, and maintenance adds it up by the hour.
@@ -81,21 +85,22 @@ create table filemark.tallies (
 comment on table filemark.tallies is
   'What happened to files since the last maintenance, as numbers. filemark.pipeline_activity shows them.';
 
+-- Numeric, because a single tally may be as large as a bigint gets.
 create table filemark.activity (
   pipeline          text collate "C" not null,
   hour              timestamptz not null,
   what              text not null,
   files             bigint not null,
-  records_total     bigint not null,
-  records_filtered  bigint not null,
-  records_persisted bigint not null,
-  records_rejected  bigint not null,
+  records_total     numeric not null,
+  records_filtered  numeric not null,
+  records_persisted numeric not null,
+  records_rejected  numeric not null,
   last_at           timestamptz not null,
   primary key (pipeline, hour, what)
 );
 
 comment on table filemark.activity is
-  'The tallies, added up by the hour. filemark.pipeline_activity shows them.';
+  'The tallies, added up by the hour, and under 1970 as a whole. filemark.pipeline_activity shows the hours.';
 
 create table filemark.maintenance_runs (
   pipeline    text collate "C" not null,

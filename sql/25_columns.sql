@@ -32,19 +32,19 @@ comment on column filemark.pipelines.results_limit_bytes is
 comment on column filemark.pipelines.cursor_limit_bytes is
   'The largest cursor that is accepted. Allowed: 1 to 268435456.';
 comment on column filemark.pipelines.stale_after_seconds is
-  'Reserved: alert when a file in progress saves nothing for this long. Allowed: 1 to 31536000.';
+  'Alert stale_checkpoint when a file in progress saves nothing for this long. Allowed: 1 to 31536000.';
 comment on column filemark.pipelines.max_history is
-  'Reserved: alert when a file''s history is longer. Allowed: 1 to 1000000000.';
+  'Alert large_history when a file''s history is longer. Allowed: 1 to 1000000000.';
 comment on column filemark.pipelines.max_results_bytes is
-  'Reserved: alert when a file''s accumulated_results are larger. Allowed: 1 to 268435456.';
+  'Alert large_results when the accumulated_results of a file in progress are larger. Allowed: 1 to 268435456.';
 comment on column filemark.pipelines.min_checkpoints_per_minute is
-  'Reserved: alert when files in progress save less often. Allowed: 0 to 1000000.';
+  'Alert infrequent_checkpoints when a file in progress saves less often; 0 for never. Allowed: 0 to 1000000.';
 comment on column filemark.pipelines.max_backlog_age_seconds is
-  'Reserved: alert when a file is due for longer; null for never. Allowed: 1 to 31536000 or null.';
+  'Alert backlog_age when a file is due for longer; null for never. Allowed: 1 to 31536000 or null.';
 comment on column filemark.pipelines.max_failure_ratio is
-  'Reserved: alert when more of the files fail. Allowed: 0 to 1.';
+  'Alert failure_ratio when more of the attempts fail; 1 for never. Allowed: 0 to 1.';
 comment on column filemark.pipelines.expect_file_every_seconds is
-  'Reserved: alert when no file comes for this long; null for never. Allowed: 1 to 31536000 or null.';
+  'Alert missing_files when no new file comes for this long; null for never. Allowed: 1 to 31536000 or null.';
 comment on column filemark.pipelines.max_rejected is
   'Reserved: alert when more records of a file are rejected; null for never. Allowed: 0 to 1000000000 or null.';
 comment on column filemark.pipelines.max_rejected_ratio is

@@ -2,6 +2,8 @@
 
 comment on column filemark.file_checkpoints.kept_since is
   'When a file completed whose checkpoint and results are still kept; null once they are cleared.';
+comment on column filemark.file_checkpoints.results_bytes is
+  'The size of accumulated_results as JSON text. 0 for what was saved by version 0.1.';
 
 comment on column filemark.dead_letter_entries.pipeline is 'The pipeline the file is in.';
 comment on column filemark.dead_letter_entries.entry_id is 'Numbers the entries in the order they were opened.';
@@ -31,6 +33,7 @@ comment on column filemark.purged_files.file_type is 'The kind of file.';
 
 comment on column filemark.long_histories.pipeline is 'The pipeline the file is in.';
 comment on column filemark.long_histories.file_url is 'The file.';
+comment on column filemark.long_histories.listed_at is 'When its history became too long: the first is cut first.';
 
 comment on column filemark.tallies.pipeline is 'The pipeline.';
 comment on column filemark.tallies.tally_id is 'Numbers the tallies.';
@@ -46,7 +49,7 @@ comment on column filemark.tallies.records_rejected is 'Records of these that we
 
 comment on column filemark.activity.pipeline is 'The pipeline.';
 comment on column filemark.activity.hour is
-  'The beginning of the hour, in UTC; 1970 for all hours that ended more than 90 days ago.';
+  'The beginning of the hour, in UTC, for 90 days; in the rows of 1970 stands what there ever was.';
 comment on column filemark.activity.what is 'What happened, as in filemark.tallies.';
 comment on column filemark.activity.files is 'To how many files, or claims.';
 comment on column filemark.activity.records_total is 'Sum of the tallies.';

@@ -142,6 +142,12 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url;
   if not found then
+    select 'completed' as status, g.claim_token, 'completed' as claim_ended, null as processed_by
+      into v_file
+      from filemark.purged_files g
+     where g.pipeline = p_pipeline and g.file_hash = filemark.short_hash(p_file_url);
+  end if;
+  if not found then
     raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline
       using errcode = 'PT404', hint = 'Claim it with claim_file, or register it with register_files.';
   end if;

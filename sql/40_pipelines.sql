@@ -40,20 +40,23 @@ create function filemark.tally(
   p_pipeline text,
   p_what text,
   p_files bigint = 1,
-  p_records_total bigint = 0,
-  p_records_filtered bigint = 0,
-  p_records_persisted bigint = 0,
-  p_records_rejected bigint = 0
+  p_records_total numeric = 0,
+  p_records_filtered numeric = 0,
+  p_records_persisted numeric = 0,
+  p_records_rejected numeric = 0
 )
 returns void
 language plpgsql
 set search_path = ''
 as $$
+declare
+  -- A claim must not fail to end because counts that are allowed one by one are too large together.
+  v_max constant bigint := 9223372036854775807;
 begin
   insert into filemark.tallies (
     pipeline, occurred_at, what, files, records_total, records_filtered, records_persisted, records_rejected)
-  values (p_pipeline, clock_timestamp(), p_what, p_files, p_records_total, p_records_filtered, p_records_persisted,
-          p_records_rejected);
+  values (p_pipeline, clock_timestamp(), p_what, p_files, least(p_records_total, v_max),
+          least(p_records_filtered, v_max), least(p_records_persisted, v_max), least(p_records_rejected, v_max));
 end
 $$;
 
@@ -264,6 +267,8 @@ begin
            max_rejected_ratio = v_new.max_rejected_ratio
      where p.pipeline = p_pipeline;
     perform filemark.record_event(p_pipeline, null, 'settings_changed', p_actor, null, v_changed);
+    perform filemark.list_long_histories(p_pipeline, v_new.history_limit)
+      where v_new.history_limit < v_old.history_limit;
   end if;
   return query select v_new.*;
 end

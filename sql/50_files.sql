@@ -48,6 +48,7 @@ begin
          items_processed = 0,
          items_total = null,
          accumulated_results = null,
+         results_bytes = 0,
          checkpoint_seq = 0,
          checkpointed_at = null,
          history_length = 0,
@@ -215,9 +216,107 @@ begin
 end
 $$;
 
+-- Makes the files of checked entries known that are not, and answers how many. Rows are inserted in key order.
+create function filemark.add_files(p_pipeline text, p_files jsonb, p_now timestamptz)
+returns bigint
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_added text[];
+  v_purged text[];
+begin
+  with added as (
+    insert into filemark.file_checkpoints as f (
+      pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
+    select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes::bigint,
+           coalesce(e.priority::int, 0), coalesce(e.available_at, p_now), coalesce(nullif(e.metadata, 'null'), '{}'),
+           p_now
+      from (
+        select distinct on (r.file_url collate "C") r.*
+          from rows from (
+            jsonb_to_recordset(p_files) as (
+              file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes numeric,
+              priority numeric, available_at timestamptz, metadata jsonb)
+          ) with ordinality as r (
+              file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
+         order by r.file_url collate "C", r.position desc
+      ) e
+        on conflict (pipeline, file_url) do nothing
+    returning f.file_url
+  )
+  select coalesce(array_agg(a.file_url::text), '{}') into v_added from added a;
+
+  if v_added <> '{}' and exists (select from filemark.purged_files g where g.pipeline = p_pipeline) then
+    -- The insert may have waited for a purge that note_purged came too early to see.
+    v_purged := array(
+      select u.url from unnest(v_added) u (url)
+        join filemark.purged_files g on g.pipeline = p_pipeline and g.file_hash = filemark.short_hash(u.url));
+  end if;
+  if v_purged <> '{}' then
+    delete from filemark.file_checkpoints f where f.pipeline = p_pipeline and f.file_url = any (v_purged);
+    return cardinality(v_added) - cardinality(v_purged) + filemark.add_files(
+      p_pipeline,
+      filemark.note_purged(
+        p_pipeline,
+        (select jsonb_agg(e.entry) from jsonb_array_elements(p_files) e (entry)
+          where e.entry ->> 'file_url' = any (v_purged)),
+        p_now),
+      p_now);
+  end if;
+  return cardinality(v_added);
+end
+$$;
+
+-- Takes in the etags of known files, given as checked entries; answers how many files have a new generation for that,
+-- or will have one when their claim ends. Rows are locked in key order.
+create function filemark.note_contents(p_pipeline text, p_files jsonb, p_now timestamptz)
+returns bigint
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_on_overwrite text;
+  v_content jsonb;
+  v_known filemark.file_checkpoints;
+  v_count bigint := 0;
+begin
+  select p.on_overwrite into v_on_overwrite from filemark.pipelines p where p.pipeline = p_pipeline;
+  for v_content in
+    select latest.entry
+      from (
+        select distinct on ((e.entry ->> 'file_url') collate "C") e.entry
+          from jsonb_array_elements(p_files) with ordinality e (entry, position)
+         order by (e.entry ->> 'file_url') collate "C", e.position desc
+      ) latest
+     cross join lateral (
+       -- The offset keeps this a look-up per entry, however small the table was when this was planned.
+       select c.etag from filemark.file_checkpoints c
+        where c.pipeline = p_pipeline and c.file_url = latest.entry ->> 'file_url' offset 0
+     ) f
+     where latest.entry ->> 'etag' <> coalesce(f.etag, '')
+     order by (latest.entry ->> 'file_url') collate "C"
+  loop
+    for attempt in 1 .. 2 loop
+      select f.* into v_known
+        from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = v_content ->> 'file_url'
+         for no key update;
+      exit when found;
+      -- It was purged meanwhile.
+      perform filemark.note_purged(p_pipeline, jsonb_build_array(v_content), p_now);
+    end loop;
+    if v_known.file_url is not null and filemark.note_content(v_known, v_content, v_on_overwrite, p_now) then
+      v_count := v_count + 1;
+    end if;
+  end loop;
+  return v_count;
+end
+$$;
+
 -- Makes files known: new ones become pending, ones with a new etag start a new generation (or are noted to,
 -- while they are processed), the rest is left as it is. Of two entries with one file_url the later counts.
--- Rows are inserted and locked in key order; a repeat finds everything unchanged.
+-- A repeat finds everything unchanged.
 create function public.register_files(p_files jsonb, p_pipeline text = 'default')
 returns table (registered bigint, new_generations bigint, unchanged bigint)
 language plpgsql
@@ -226,66 +325,18 @@ set search_path = ''
 as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_on_overwrite text;
-  v_purged text[];
-  v_known filemark.file_checkpoints;
-  v_content jsonb;
+  v_files jsonb;
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100);
   perform filemark.check_files(p_files);
   perform filemark.ensure_pipeline(p_pipeline);
-  v_purged := filemark.note_purged(p_pipeline, p_files, v_now);
-
-  insert into filemark.file_checkpoints (
-    pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
-  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes::bigint, coalesce(e.priority::int, 0),
-         coalesce(e.available_at, v_now), coalesce(nullif(e.metadata, 'null'), '{}'), v_now
-    from (
-      select distinct on (r.file_url collate "C") r.*
-        from rows from (
-          jsonb_to_recordset(p_files) as (
-            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes numeric,
-            priority numeric, available_at timestamptz, metadata jsonb)
-        ) with ordinality as r (
-            file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
-       order by r.file_url collate "C", r.position desc
-    ) e
-   where not exists (select from unnest(v_purged) g (url) where g.url = e.file_url)
-      on conflict (pipeline, file_url) do nothing;
-  get diagnostics registered = row_count;
+  v_files := filemark.note_purged(p_pipeline, p_files, v_now);
+  registered := filemark.add_files(p_pipeline, v_files, v_now);
   if registered > 0 then
     perform filemark.tally(p_pipeline, 'registered', registered);
   end if;
-  new_generations := 0;
-
-  -- Those that were known, and came with an etag that is not the one they have.
-  if registered < jsonb_array_length(p_files) then
-    select p.on_overwrite into v_on_overwrite from filemark.pipelines p where p.pipeline = p_pipeline;
-    for v_content in
-      select latest.entry
-        from (
-          select distinct on ((e.entry ->> 'file_url') collate "C") e.entry
-            from jsonb_array_elements(p_files) with ordinality e (entry, position)
-           order by (e.entry ->> 'file_url') collate "C", e.position desc
-        ) latest
-       cross join lateral (
-         -- The offset keeps this a look-up per entry, however small the table was when this was planned.
-         select c.etag from filemark.file_checkpoints c
-          where c.pipeline = p_pipeline and c.file_url = latest.entry ->> 'file_url' offset 0
-       ) f
-       where latest.entry ->> 'etag' <> coalesce(f.etag, '')
-       order by (latest.entry ->> 'file_url') collate "C"
-    loop
-      select f.* into v_known
-        from filemark.file_checkpoints f
-       where f.pipeline = p_pipeline and f.file_url = v_content ->> 'file_url'
-         for no key update;
-      if filemark.note_content(v_known, v_content, v_on_overwrite, v_now) then
-        new_generations := new_generations + 1;
-      end if;
-    end loop;
-  end if;
-
+  new_generations := case when registered < jsonb_array_length(v_files)
+                          then filemark.note_contents(p_pipeline, v_files, v_now) else 0 end;
   unchanged := jsonb_array_length(p_files) - registered - new_generations;
   return next;
 end

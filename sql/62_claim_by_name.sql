@@ -4,8 +4,8 @@
 -- refused, so a refusal costs one look: no lock, nothing written. Only what may be claimed, or brings an etag
 -- to note, goes on to the locked half, which looks again under the row's lock.
 
--- Makes the row of a file that its first claim makes known, unless another session makes it at the same time, or
--- answers why that claim is refused.
+-- Makes the row of a file that has none, unless another session makes it at the same time, or answers why a claim on it
+-- is refused: it is new, or purged.
 create function filemark.add_claimed_file(
   p_settings filemark.pipelines,
   p_slots int,
@@ -16,19 +16,28 @@ returns text
 language plpgsql
 set search_path = ''
 as $$
+declare
+  v_url text := p_content ->> 'file_url';
 begin
-  if filemark.note_purged(p_settings.pipeline, jsonb_build_array(p_content), p_now) <> '{}' then
+  if filemark.note_purged(p_settings.pipeline, jsonb_build_array(p_content), p_now) = '[]' then
     return 'completed';
+  elsif exists (select from filemark.file_checkpoints f
+                 where f.pipeline = p_settings.pipeline and f.file_url = v_url) then
+    -- It has come back, with its new content to note.
+    return null;
   elsif p_settings.paused then
     return 'paused';
   elsif p_slots <= 0 then
     return 'busy';
   end if;
   insert into filemark.file_checkpoints (pipeline, file_url, file_type, file_timestamp, etag, available_at)
-  values (p_settings.pipeline, p_content ->> 'file_url', p_content ->> 'file_type',
-          (p_content ->> 'file_timestamp')::timestamptz, p_content ->> 'etag', p_now)
+  values (p_settings.pipeline, v_url, p_content ->> 'file_type', (p_content ->> 'file_timestamp')::timestamptz,
+          p_content ->> 'etag', p_now)
       on conflict do nothing;
-  if found then
+  if found and filemark.stays_purged(p_settings.pipeline, v_url, null) then
+    -- The insert waited for a purge.
+    delete from filemark.file_checkpoints f where f.pipeline = p_settings.pipeline and f.file_url = v_url;
+  elsif found then
     perform filemark.tally(p_settings.pipeline, 'registered');
   end if;
   return null;
@@ -61,18 +70,17 @@ begin
     v_slots := filemark.free_slots(p_pipeline);
   end if;
 
-  if not exists (select from filemark.file_checkpoints f
-                  where f.pipeline = p_pipeline and f.file_url = p_file_url) then
+  loop
+    select f.* into v_file
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.file_url = p_file_url
+       for no key update;
+    exit when found;
     v_refusal := filemark.add_claimed_file(v_settings, v_slots, p_content, v_now);
     if v_refusal is not null then
       return v_refusal;
     end if;
-  end if;
-
-  select f.* into v_file
-    from filemark.file_checkpoints f
-   where f.pipeline = p_pipeline and f.file_url = p_file_url
-     for no key update;
+  end loop;
   -- Again, now that the wait for the locks is over: the lease begins here.
   v_now := clock_timestamp();
   if v_file.request_id = p_request_id and v_file.status = 'processing' then
@@ -167,6 +175,8 @@ begin
    where p.pipeline = p_pipeline;
 
   outcome := case
+    when v_seen.status is null and filemark.stays_purged(p_pipeline, p_file_url, p_etag) then
+      'completed'
     when v_seen.is_repeat and v_seen.status = 'processing' then 'claimed'
     -- A lease that is over with its budget spent is not refused here: it is yet to become a dead letter.
     when v_seen.is_same_content and not (v_seen.status = 'processing' and v_seen.refusal = 'dead_letter') then

@@ -48,6 +48,7 @@ begin
            items_processed = p_items_processed,
            items_total = coalesce(p_items_total, f.items_total),
            accumulated_results = coalesce(p_accumulated_results, f.accumulated_results),
+           results_bytes = coalesce(octet_length(p_accumulated_results::text), f.results_bytes),
            checkpoint_seq = f.checkpoint_seq + 1,
            checkpointed_at = v_now,
            history_length = f.history_length + 1,

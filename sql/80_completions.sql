@@ -43,6 +43,7 @@ begin
            processing_time_ms = coalesce(c.processing_time_ms,
                                          extract(epoch from v_now - f.started_at) * 1000),
            accumulated_results = coalesce(c.accumulated_results, f.accumulated_results),
+           results_bytes = coalesce(octet_length(c.accumulated_results::text), f.results_bytes),
            error_message = null,
            error = null,
            completed_at = v_now,
@@ -61,8 +62,8 @@ begin
     returning f.file_url, f.records_total, f.records_filtered, f.records_persisted, f.records_rejected
   )
   select coalesce(array_agg(d.file_url::text), '{}') as urls, count(*) as files,
-         sum(d.records_total)::bigint as total, sum(d.records_filtered)::bigint as filtered,
-         sum(d.records_persisted)::bigint as persisted, sum(d.records_rejected)::bigint as rejected
+         sum(d.records_total) as total, sum(d.records_filtered) as filtered, sum(d.records_persisted) as persisted,
+         sum(d.records_rejected) as rejected
     into v_done
     from done d;
   if v_done.files > 0 then
@@ -107,7 +108,12 @@ begin
    where f.pipeline = p_pipeline and f.file_url = p_file_url and f.claim_token = p_claim_token
      for no key update;
   if not found then
-    return 'claim_lost';
+    return case
+      when exists (select from filemark.purged_files g
+                    where g.pipeline = p_pipeline and g.file_hash = filemark.short_hash(p_file_url)
+                      and g.claim_token = p_claim_token) then 'already_completed'
+      else 'claim_lost'
+    end;
   elsif v_file.status = 'processing' then
     perform filemark.start_generation(
       p_pipeline, p_file_url, coalesce(v_file.superseded_by, jsonb_build_object('etag', p_etag)), p_now,

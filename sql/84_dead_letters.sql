@@ -4,6 +4,25 @@
 -- each attempt, the file's row as it was. The entry is the record of an investigation and not a queue: whatever
 -- brings the file back, or says what became of it, resolves the entry. At most one is pending per file.
 
+-- Opens the entry of a file that is a dead letter now, as its row is.
+create function filemark.open_dead_letter(p_file filemark.file_checkpoints, p_reason text, p_opened_at timestamptz)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  -- Large results stay in the file's row alone: an entry that is too large to be made would keep the file, and whoever
+  -- claims next, from going on.
+  if octet_length(p_file.accumulated_results::text) > 1048576 then
+    p_file.accumulated_results := null;
+  end if;
+  insert into filemark.dead_letter_entries (
+    pipeline, file_url, reason, opened_at, attempts, error_message, errors, file)
+  values (p_file.pipeline, p_file.file_url, p_reason, p_opened_at, p_file.attempts, p_file.error_message,
+          filemark.errors_of_attempts(p_file.pipeline, p_file.file_url, p_file.attempts), to_jsonb(p_file));
+end
+$$;
+
 -- Moves a file, whose row the caller has locked and gives as it is, to the dead letter.
 create function filemark.bury_file(
   p_file filemark.file_checkpoints,
@@ -18,7 +37,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_buried filemark.file_checkpoints;
 begin
   update filemark.file_checkpoints f
      set status = 'dead_letter',
@@ -27,14 +46,10 @@ begin
          lease_check_at = null,
          error_message = p_message,
          error = p_error
-   where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+   where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url
+  returning f.* into v_buried;
 
-  insert into filemark.dead_letter_entries (
-    pipeline, file_url, reason, opened_at, attempts, error_message, errors, file)
-  select p_file.pipeline, p_file.file_url, p_reason, v_now, p_file.attempts, p_message,
-         filemark.errors_of_attempts(p_file.pipeline, p_file.file_url, p_file.attempts), to_jsonb(f)
-    from filemark.file_checkpoints f
-   where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+  perform filemark.open_dead_letter(v_buried, p_reason, clock_timestamp());
 
   perform filemark.record_event(
     p_file.pipeline, p_file.file_url, 'dead_lettered', p_actor, p_reason,
@@ -42,7 +57,7 @@ begin
 end
 $$;
 
--- How the last attempts on a file ended, the oldest first, as the audit has them.
+-- How the last attempts on a file ended, at most 100, the oldest first, as the audit has them.
 create function filemark.errors_of_attempts(p_pipeline text, p_file_url text, p_attempts int)
 returns jsonb
 language plpgsql
@@ -59,7 +74,7 @@ begin
           from filemark.file_events e
          where e.pipeline = p_pipeline and e.file_url = p_file_url and e.event in ('failed', 'lease_expired')
          order by e.event_id desc
-         limit p_attempts
+         limit least(p_attempts, 100)
       ) ended);
 end
 $$;
@@ -178,8 +193,8 @@ $$;
 comment on function filemark.resolve_dead_letter(text, text, text, text, text) is
 $comment$Says what became of a dead letter.
 
-requeued and skipped do it. manually_resolved and permanently_failed only resolve the entry: the file stays a dead letter
-that nobody needs to look at any more. A repeat changes nothing.
+requeued and skipped do it. manually_resolved and permanently_failed only resolve the entry: the file stays a dead
+letter that nobody needs to look at any more. A repeat changes nothing.
 
 p_file_url: the file.
 p_resolution: 'requeued', 'skipped', 'manually_resolved' or 'permanently_failed'.
@@ -211,15 +226,16 @@ begin
           filemark.check_number('p_limit', p_limit, 1, 10000),
           filemark.check_text('p_reason', coalesce(nullif(p_reason, ''), '-'), 10000),
           filemark.check_text('p_actor', coalesce(nullif(p_actor, ''), '-'), 200);
-  if p_error_like is null then
-    perform filemark.refuse_argument('p_error_like', null, 'a pattern as LIKE takes it');
+  if p_error_like is null or p_error_like ~ '^([^\\]|\\.)*\\$' then
+    perform filemark.refuse_argument(
+      'p_error_like', p_error_like, 'a pattern as LIKE takes it, without a lone backslash at its end');
   elsif p_dry_run is null then
     perform filemark.refuse_argument('p_dry_run', null, 'true or false');
   end if;
 
   for v_letter in
-    select oldest.file_url, oldest.error_message
-      from (select d.file_url, d.error_message
+    select oldest.file_url, oldest.entry_id, oldest.error_message
+      from (select d.file_url, d.entry_id, d.error_message
               from filemark.dead_letter_entries d
              where d.pipeline = p_pipeline and d.resolution = 'pending'
                and coalesce(d.error_message, '') like p_error_like
@@ -234,7 +250,9 @@ begin
        where f.pipeline = p_pipeline and f.file_url = v_letter.file_url and f.status = 'dead_letter'
          for no key update skip locked;
       -- Somebody else is dealing with it, or has.
-      continue when not found;
+      continue when not found or not exists (
+        select from filemark.dead_letter_entries d
+         where d.pipeline = p_pipeline and d.entry_id = v_letter.entry_id and d.resolution = 'pending');
       perform filemark.put_back(
         v_file, filemark.checkpoint_to_resume(v_file, 'checkpoint'), 'checkpoint', false, p_reason, p_actor);
     end if;
@@ -262,3 +280,45 @@ Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoi
 action: 'requeued'; in a dry run 'would_requeue'.
 error_message: the last error.
 Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
+
+-- What somebody has to look at, and what to run when it is mended.
+create view filemark.dead_letters with (security_invoker = true) as
+select d.pipeline,
+       d.file_url,
+       f.file_type,
+       f.priority,
+       d.reason,
+       d.opened_at,
+       d.attempts,
+       d.error_message as last_error,
+       d.errors,
+       f.items_processed,
+       f.items_total,
+       f.processed_by,
+       format('select * from public.requeue_file(%L, p_pipeline => %L);', d.file_url, d.pipeline) as requeue
+  from filemark.dead_letter_entries d
+  join filemark.file_checkpoints f on f.pipeline = d.pipeline and f.file_url = d.file_url
+ where d.resolution = 'pending'
+ order by f.priority desc,
+          array_position(array['lease_expired', 'max_attempts_exceeded', 'not_retryable', 'manual'], d.reason),
+          d.opened_at,
+          d.entry_id;
+
+comment on view filemark.dead_letters is
+  'The dead letters that nobody has dealt with, the worst first: by the priority of the file, then those that cost '
+  'workers (lease_expired) before those that failed, then those that wait longest.';
+comment on column filemark.dead_letters.pipeline is 'The pipeline the file is in.';
+comment on column filemark.dead_letters.file_url is 'The file.';
+comment on column filemark.dead_letters.file_type is 'The kind of file.';
+comment on column filemark.dead_letters.priority is 'The priority it was registered with.';
+comment on column filemark.dead_letters.reason is
+  'Why it is a dead letter: lease_expired, max_attempts_exceeded, not_retryable or manual.';
+comment on column filemark.dead_letters.opened_at is 'When it became one.';
+comment on column filemark.dead_letters.attempts is 'Attempts it had at its last position.';
+comment on column filemark.dead_letters.last_error is 'The last error.';
+comment on column filemark.dead_letters.errors is
+  'How each of these attempts ended, the oldest first, as in filemark.dead_letter_entries.';
+comment on column filemark.dead_letters.items_processed is 'Items done in the whole file so far.';
+comment on column filemark.dead_letters.items_total is 'How many items the file has; null when unknown.';
+comment on column filemark.dead_letters.processed_by is 'Who had the last claim.';
+comment on column filemark.dead_letters.requeue is 'The statement that puts the file back into the queue.';

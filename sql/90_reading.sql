@@ -12,7 +12,7 @@ returns table (
   accumulated_results jsonb, checkpoint_seq bigint, checkpointed_at timestamptz, history_length bigint,
   records_total bigint, records_filtered bigint, records_persisted bigint, records_rejected bigint,
   processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz,
-  kept_since timestamptz
+  kept_since timestamptz, results_bytes bigint
 )
 language plpgsql
 stable
@@ -29,7 +29,7 @@ begin
          f.accumulated_results, f.checkpoint_seq, f.checkpointed_at, f.history_length,
          f.records_total, f.records_filtered, f.records_persisted, f.records_rejected,
          f.processing_time_ms, f.error_message, f.error, f.completed_at, f.created_at,
-         f.kept_since
+         f.kept_since, f.results_bytes
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url;
   if not found then
@@ -70,7 +70,7 @@ returns table (
   accumulated_results jsonb, checkpoint_seq bigint, checkpointed_at timestamptz, history_length bigint,
   records_total bigint, records_filtered bigint, records_persisted bigint, records_rejected bigint,
   processing_time_ms bigint, error_message text, error jsonb, completed_at timestamptz, created_at timestamptz,
-  kept_since timestamptz
+  kept_since timestamptz, results_bytes bigint
 )
 language plpgsql
 stable
@@ -176,14 +176,17 @@ language plpgsql
 stable
 set search_path = ''
 as $$
+declare
+  v_max constant bigint := 9223372036854775807;
 begin
   return query
-  select s.what, sum(s.files)::bigint, sum(s.records_total)::bigint, sum(s.records_filtered)::bigint,
-         sum(s.records_persisted)::bigint, sum(s.records_rejected)::bigint, max(s.last_at)
+  select s.what, sum(s.files)::bigint, least(sum(s.records_total), v_max)::bigint,
+         least(sum(s.records_filtered), v_max)::bigint, least(sum(s.records_persisted), v_max)::bigint,
+         least(sum(s.records_rejected), v_max)::bigint, max(s.last_at)
     from (
       select a.what, a.files, a.records_total, a.records_filtered, a.records_persisted, a.records_rejected, a.last_at
         from filemark.activity a
-       where a.pipeline = p_pipeline
+       where a.pipeline = p_pipeline and a.hour = 'epoch'
       union all
       select t.what, t.files, t.records_total, t.records_filtered, t.records_persisted, t.records_rejected, t.occurred_at
         from filemark.tallies t

@@ -85,9 +85,12 @@ begin
     -- A repeat of a batch claim comes within minutes; its request is forgotten after a day.
     delete from filemark.claim_requests r
      where r.pipeline = v_settings.pipeline
-       and r.request_id in (select o.request_id from filemark.claim_requests o
-                             where o.pipeline = v_settings.pipeline and o.claimed_at < v_now - interval '1 day'
-                             limit p_limit);
+       and r.request_id = any (array(
+         select o.request_id from filemark.claim_requests o
+          where o.pipeline = v_settings.pipeline and o.claimed_at < v_now - interval '1 day'
+          order by o.claimed_at
+          limit p_limit
+            for update skip locked));
   end loop;
 end
 $$;

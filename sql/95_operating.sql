@@ -19,10 +19,12 @@ begin
     from filemark.file_checkpoints f
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      for no key update;
-  if not found and filemark.revive_file(p_pipeline, p_file_url, null, clock_timestamp()) then
+  if not found then
+    perform filemark.revive_file(p_pipeline, p_file_url, null, clock_timestamp());
     select f.* into v_file
       from filemark.file_checkpoints f
-     where f.pipeline = p_pipeline and f.file_url = p_file_url;
+     where f.pipeline = p_pipeline and f.file_url = p_file_url
+       for no key update;
   end if;
   if v_file.file_url is null then
     raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
@@ -108,6 +110,7 @@ begin
          checkpointed_at = p_checkpoint.saved_at,
          accumulated_results = case when p_checkpoint.checkpoint_seq = f.checkpoint_seq
                                     then f.accumulated_results end,
+         results_bytes = case when p_checkpoint.checkpoint_seq = f.checkpoint_seq then f.results_bytes else 0 end,
          history_length = f.history_length - v_dropped.checkpoints,
          records_total = 0,
          records_filtered = 0,

@@ -4,8 +4,27 @@
 -- nobody will end, and keep less of what is no longer needed. Every task works in batches, pipeline by pipeline,
 -- passes over rows that another session holds, and may be killed or run twice at once.
 
+-- Lists the files of a pipeline whose history is longer than p_limit, as work for truncate_checkpoint_history. A
+-- checkpoint lists its file when the history becomes too long; when history_limit is lowered, histories are too long
+-- all at once, of files too that get no checkpoint any more.
+create function filemark.list_long_histories(p_pipeline text, p_limit bigint)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into filemark.long_histories (pipeline, file_url)
+  select h.pipeline, h.file_url
+    from filemark.checkpoint_history h
+   where h.pipeline = p_pipeline
+   group by h.pipeline, h.file_url
+  having count(*) > p_limit
+      on conflict do nothing;
+end
+$$;
+
 -- Cuts the history of each file back to the last history_limit checkpoints of its pipeline: p_limit files per
--- pipeline, at most 10,000 checkpoints of each at a time.
+-- pipeline, those that wait longest first. What is left of very long histories is cut by the next calls.
 create function filemark.truncate_checkpoint_history(
   p_limit int = 1000,
   p_dry_run boolean = false,
@@ -19,46 +38,56 @@ as $$
 declare
   v_settings filemark.pipelines;
   v_file record;
+  v_room bigint;
   v_deleted bigint;
 begin
   perform filemark.check_task(p_limit, p_dry_run, p_pipeline);
   for v_settings in
     select p.* from filemark.pipelines p where p_pipeline is null or p.pipeline = p_pipeline order by p.pipeline
   loop
+    if p_dry_run then
+      return query
+      select l.pipeline::text, l.file_url::text, 'would_truncate'
+        from filemark.long_histories l
+        join filemark.file_checkpoints f on f.pipeline = l.pipeline and f.file_url = l.file_url
+       where l.pipeline = v_settings.pipeline and f.history_length > v_settings.history_limit
+       order by l.listed_at, l.file_url
+       limit p_limit;
+      continue;
+    end if;
+
+    v_room := greatest(100 * p_limit, 10000);
     for v_file in
       select f.pipeline, f.file_url, f.checkpoint_seq, f.history_length
-        from (select l.file_url from filemark.long_histories l
-               where l.pipeline = v_settings.pipeline
-               order by l.file_url
-               limit p_limit) long
+        from filemark.long_histories l
        cross join lateral (
          select c.* from filemark.file_checkpoints c
-          where c.pipeline = v_settings.pipeline and c.file_url = long.file_url
+          where c.pipeline = v_settings.pipeline and c.file_url = l.file_url
             for no key update skip locked
        ) f
+       where l.pipeline = v_settings.pipeline
+       order by l.listed_at, l.file_url
+       limit p_limit
     loop
-      pipeline := v_file.pipeline;
-      file_url := v_file.file_url;
-      action := case when p_dry_run then 'would_truncate' else 'truncated' end;
-      v_deleted := 0;
-      if not p_dry_run then
-        delete from filemark.checkpoint_history h
-         where h.pipeline = v_file.pipeline and h.file_url = v_file.file_url
-           and h.checkpoint_seq <= v_file.checkpoint_seq - v_settings.history_limit
-           and h.checkpoint_seq <= v_file.checkpoint_seq - v_file.history_length + 10000;
-        get diagnostics v_deleted = row_count;
-        if v_file.history_length - v_deleted <= v_settings.history_limit then
-          delete from filemark.long_histories l where l.pipeline = v_file.pipeline and l.file_url = v_file.file_url;
-        end if;
+      delete from filemark.checkpoint_history h
+       where h.pipeline = v_file.pipeline and h.file_url = v_file.file_url
+         and h.checkpoint_seq <= v_file.checkpoint_seq - v_settings.history_limit
+         and h.checkpoint_seq <= v_file.checkpoint_seq - v_file.history_length + v_room;
+      get diagnostics v_deleted = row_count;
+      if v_file.history_length - v_deleted <= v_settings.history_limit then
+        delete from filemark.long_histories l where l.pipeline = v_file.pipeline and l.file_url = v_file.file_url;
       end if;
       if v_deleted > 0 then
         update filemark.file_checkpoints f
            set history_length = f.history_length - v_deleted
          where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
-      end if;
-      if v_deleted > 0 or (p_dry_run and v_file.history_length > v_settings.history_limit) then
+        pipeline := v_file.pipeline;
+        file_url := v_file.file_url;
+        action := 'truncated';
         return next;
       end if;
+      v_room := v_room - v_deleted;
+      exit when v_room <= 0;
     end loop;
   end loop;
 end
@@ -67,7 +96,8 @@ $$;
 comment on function filemark.truncate_checkpoint_history(int, boolean, text) is
 $comment$Cuts the history of each file back to its pipeline's history_limit.
 
-Of each file at most 10,000 checkpoints at a time. Files that a worker holds in an open transaction are left for later.
+Of each pipeline it takes at most a hundred times p_limit checkpoints at a time, or 10,000. Files that a worker holds in
+an open transaction are left for later.
 
 p_limit: how many files of a pipeline at most, 1 to 1000000.
 p_dry_run: true only to say what would be done.
@@ -91,30 +121,42 @@ as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_settings filemark.pipelines;
+  v_until timestamptz;
 begin
   perform filemark.check_task(p_limit, p_dry_run, p_pipeline);
   for v_settings in
     select p.* from filemark.pipelines p where p_pipeline is null or p.pipeline = p_pipeline order by p.pipeline
   loop
+    v_until := v_now - make_interval(days => v_settings.keep_checkpoints_days);
+    if p_dry_run then
+      return query
+      select f.pipeline::text, f.file_url::text, 'would_clear'
+        from filemark.file_checkpoints f
+       where f.pipeline = v_settings.pipeline and f.kept_since <= v_until
+       order by f.kept_since
+       limit p_limit;
+      continue;
+    end if;
+
+    action := 'cleared';
     for pipeline, file_url in
       select f.pipeline, f.file_url from filemark.file_checkpoints f
-       where f.pipeline = v_settings.pipeline
-         and f.kept_since <= v_now - make_interval(days => v_settings.keep_checkpoints_days)
+       where f.pipeline = v_settings.pipeline and f.kept_since <= v_until
        order by f.kept_since
        limit p_limit
          for no key update skip locked
     loop
-      action := case when p_dry_run then 'would_clear' else 'cleared' end;
-      if not p_dry_run then
-        delete from filemark.checkpoint_history h
-         where h.pipeline = v_settings.pipeline and h.file_url = clear_completed_checkpoints.file_url;
-        update filemark.file_checkpoints f
-           set cursor = null,
-               accumulated_results = null,
-               history_length = 0,
-               kept_since = null
-         where f.pipeline = v_settings.pipeline and f.file_url = clear_completed_checkpoints.file_url;
-      end if;
+      delete from filemark.checkpoint_history h
+       where h.pipeline = v_settings.pipeline and h.file_url = clear_completed_checkpoints.file_url;
+      delete from filemark.long_histories l
+       where l.pipeline = v_settings.pipeline and l.file_url = clear_completed_checkpoints.file_url;
+      update filemark.file_checkpoints f
+         set cursor = null,
+             accumulated_results = null,
+             results_bytes = 0,
+             history_length = 0,
+             kept_since = null
+       where f.pipeline = v_settings.pipeline and f.file_url = clear_completed_checkpoints.file_url;
       return next;
     end loop;
   end loop;
@@ -145,6 +187,8 @@ declare
   v_now timestamptz := clock_timestamp();
   v_settings filemark.pipelines;
   v_file filemark.file_checkpoints;
+  v_until timestamptz;
+  v_purged bigint;
 begin
   perform filemark.check_task(p_limit, p_dry_run, p_pipeline);
   for v_settings in
@@ -152,22 +196,35 @@ begin
      where (p_pipeline is null or p.pipeline = p_pipeline) and p.keep_files_days is not null
      order by p.pipeline
   loop
+    v_until := v_now - make_interval(days => v_settings.keep_files_days);
+    if p_dry_run then
+      return query
+      select f.pipeline::text, f.file_url::text, 'would_purge'
+        from filemark.file_checkpoints f
+       where f.pipeline = v_settings.pipeline and f.completed_at <= v_until
+       order by f.completed_at
+       limit p_limit;
+      continue;
+    end if;
+
+    action := 'purged';
+    v_purged := 0;
     for v_file in
       select f.* from filemark.file_checkpoints f
-       where f.pipeline = v_settings.pipeline
-         and f.completed_at <= v_now - make_interval(days => v_settings.keep_files_days)
+       where f.pipeline = v_settings.pipeline and f.completed_at <= v_until
        order by f.completed_at
        limit p_limit
          for update skip locked
     loop
       pipeline := v_file.pipeline;
       file_url := v_file.file_url;
-      action := case when p_dry_run then 'would_purge' else 'purged' end;
-      if not p_dry_run then
-        perform filemark.purge_file(v_file);
-      end if;
+      perform filemark.purge_file(v_file);
+      v_purged := v_purged + 1;
       return next;
     end loop;
+    if v_purged > 0 then
+      perform filemark.tally(v_settings.pipeline, 'purged', v_purged);
+    end if;
   end loop;
 end
 $$;
@@ -184,28 +241,9 @@ Returns: a row for each file, pipeline and file_url as in filemark.file_checkpoi
 action: 'purged'; in a dry run 'would_purge'.
 Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
 
--- Removes one file, whose row the caller has locked, and everything about it but what purged_files keeps.
-create function filemark.purge_file(p_file filemark.file_checkpoints)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  insert into filemark.purged_files (
-    pipeline, file_hash, etag_hash, generation, claim_token, file_timestamp, file_type)
-  values (p_file.pipeline, filemark.short_hash(p_file.file_url), filemark.short_hash(p_file.etag), p_file.generation,
-          p_file.claim_token, p_file.file_timestamp, p_file.file_type);
-  delete from filemark.checkpoint_history h where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url;
-  delete from filemark.long_histories l where l.pipeline = p_file.pipeline and l.file_url = p_file.file_url;
-  delete from filemark.dead_letter_entries d where d.pipeline = p_file.pipeline and d.file_url = p_file.file_url;
-  delete from filemark.file_events e where e.pipeline = p_file.pipeline and e.file_url = p_file.file_url;
-  delete from filemark.file_checkpoints f where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
-  perform filemark.tally(p_file.pipeline, 'purged');
-end
-$$;
-
--- Adds the oldest p_limit tallies of a pipeline up into the hours they belong to, and hours of more than 90 days ago
--- into one. Answers how many tallies that were.
+-- Adds the oldest p_limit tallies of a pipeline up: into the hours they belong to, and into what there ever was, which
+-- stands under 1970, so that reading it takes no longer the older a pipeline gets. Forgets hours of more than 90 days
+-- ago. Answers how many tallies that were.
 create function filemark.add_up_tallies(p_pipeline text, p_limit int)
 returns bigint
 language plpgsql
@@ -214,6 +252,10 @@ as $$
 declare
   v_added bigint;
 begin
+  if not pg_try_advisory_xact_lock(hashtextextended('filemark tallies ' || p_pipeline, 0)) then
+    -- Another run is at it. Two would wait for each other at the rows of the same hours.
+    return 0;
+  end if;
   with tallied as (
     delete from filemark.tallies t
      where t.pipeline = p_pipeline
@@ -224,26 +266,15 @@ begin
           limit p_limit
             for update skip locked))
     returning t.*
-  ), aged as (
-    delete from filemark.activity a
-     where a.pipeline = p_pipeline and a.hour < clock_timestamp() - interval '90 days' and a.hour > 'epoch'
-    returning a.*
-  ), hours as (
-    select date_trunc('hour', t.occurred_at, 'UTC') as hour, t.what, t.files, t.records_total, t.records_filtered,
-           t.records_persisted, t.records_rejected, t.occurred_at as last_at, 1 as tallies
-      from tallied t
-    union all
-    select 'epoch', a.what, a.files, a.records_total, a.records_filtered, a.records_persisted, a.records_rejected,
-           a.last_at, 0
-      from aged a
   ), added as (
     insert into filemark.activity as a (
       pipeline, hour, what, files, records_total, records_filtered, records_persisted, records_rejected, last_at)
-    select p_pipeline, h.hour, h.what, sum(h.files), sum(h.records_total), sum(h.records_filtered),
-           sum(h.records_persisted), sum(h.records_rejected), max(h.last_at)
-      from hours h
-     group by h.hour, h.what
-     order by h.hour, h.what
+    select p_pipeline, h.hour, t.what, sum(t.files), sum(t.records_total), sum(t.records_filtered),
+           sum(t.records_persisted), sum(t.records_rejected), max(t.occurred_at)
+      from tallied t
+     cross join lateral (values ('epoch'::timestamptz), (date_trunc('hour', t.occurred_at, 'UTC'))) h (hour)
+     group by h.hour, t.what
+     order by h.hour, t.what
         on conflict (pipeline, hour, what) do update
        set files = a.files + excluded.files,
            records_total = a.records_total + excluded.records_total,
@@ -253,24 +284,32 @@ begin
            last_at = greatest(a.last_at, excluded.last_at)
   )
   select count(*) into v_added from tallied;
+
+  delete from filemark.activity a
+   where a.pipeline = p_pipeline and a.hour < clock_timestamp() - interval '90 days' and a.hour > 'epoch';
   return v_added;
 end
 $$;
 
--- Runs every task for every pipeline and records the run. p_limit is that of each task; of tallies, a hundred times
--- as many are added up. Answers per pipeline and task how much there was to do.
-create function filemark.run_maintenance(p_limit int = 1000)
+-- Runs every task for the pipelines, those first whose last run is longest ago, and records the run of each. When
+-- p_seconds are over it begins no further one: what a run has locked it holds to its end, and one that is stopped by a
+-- timeout has done nothing.
+create function filemark.maintain(p_limit int, p_seconds double precision)
 returns table (task text, pipeline text, affected bigint)
 language plpgsql
-security definer
 set search_path = ''
 as $$
 declare
+  v_until timestamptz := clock_timestamp() + make_interval(secs => p_seconds);
   v_started timestamptz;
   v_done jsonb;
 begin
-  perform filemark.check_number('p_limit', p_limit, 1, 1000000);
-  for pipeline in select p.pipeline from filemark.pipelines p order by p.pipeline loop
+  for pipeline in
+    select p.pipeline from filemark.pipelines p
+     order by (select r.run_id from filemark.maintenance_runs r
+                where r.pipeline = p.pipeline order by r.run_id desc limit 1) nulls first,
+              p.pipeline
+  loop
     v_started := clock_timestamp();
     v_done := '{}';
     -- Last comes what locks the rows of files in progress.
@@ -293,21 +332,43 @@ begin
       v_done := v_done || jsonb_build_object(task, affected);
       return next;
     end loop;
+
     insert into filemark.maintenance_runs (pipeline, started_at, finished_at, affected)
-    values (run_maintenance.pipeline, v_started, clock_timestamp(), v_done);
+    values (maintain.pipeline, v_started, clock_timestamp(), v_done);
     delete from filemark.maintenance_runs r
-     where r.pipeline = run_maintenance.pipeline
+     where r.pipeline = maintain.pipeline
+       and r.finished_at < v_started - interval '1 day'
        and r.run_id = any (array(
          select o.run_id from filemark.maintenance_runs o
-          where o.pipeline = run_maintenance.pipeline and o.finished_at < v_started - interval '1 day'
+          where o.pipeline = maintain.pipeline
           order by o.run_id
-          limit 100));
+          limit 100
+            for update skip locked));
+    exit when clock_timestamp() > v_until;
   end loop;
+end
+$$;
+
+-- Runs every task for every pipeline and records the run. p_limit is that of each task; of tallies, a hundred times
+-- as many are added up. Answers per pipeline and task how much there was to do. Pipelines that 10 seconds are not
+-- enough for come first in the next run.
+create function filemark.run_maintenance(p_limit int = 1000)
+returns table (task text, pipeline text, affected bigint)
+language plpgsql
+security definer
+set search_path = ''
+as $$
+begin
+  perform filemark.check_number('p_limit', p_limit, 1, 1000000);
+  return query select m.task, m.pipeline, m.affected from filemark.maintain(p_limit, 10) m;
 end
 $$;
 
 comment on function filemark.run_maintenance(int) is
 $comment$Runs every maintenance task for every pipeline and records the run in filemark.maintenance_runs.
+
+It may be killed at any moment and run twice at once. After 10 seconds it begins with no further pipeline; those left
+come first in the next run.
 
 p_limit: how many files of a pipeline each task takes at most, 1 to 1000000; of tallies, a hundred times as many.
 Returns: a row for each pipeline and task.

@@ -19,7 +19,7 @@ begin
               'register_files', 'claim_file', 'claim_next_files', 'checkpoint_file', 'extend_claim',
               'complete_file', 'fail_file', 'release_file', 'complete_and_claim_next', 'persist_records',
               'get_file_checkpoint', 'list_file_checkpoints', 'pending_files', 'pipeline_stats',
-              'requeue_file', 'skip_file'))
+              'requeue_file', 'skip_file', 'filemark_metrics'))
   loop
     execute format('revoke all on function %s from public', v_function.signature);
     for v_role in
@@ -43,7 +43,17 @@ begin
     execute format('grant usage on schema filemark to %I', v_role);
     if v_role <> 'filemark_worker' then
       execute format('grant select on all tables in schema filemark to %I', v_role);
-      execute format('grant execute on function public.pipeline_stats(text) to %I', v_role);
+      execute format(
+        'grant execute on function
+           public.pipeline_stats(text),
+           public.filemark_metrics(),
+           filemark.alert_count(),
+           filemark.estimate_storage(bigint, bigint, bigint, bigint),
+           -- what the views read
+           filemark.alert_limits(),
+           filemark.current_alerts(),
+           filemark.held_snapshots()
+         to %I', v_role);
     end if;
     if v_role <> 'filemark_monitor' then
       execute format(
@@ -78,6 +88,8 @@ begin
            public.requeue_file(text, text, boolean, text, text, text),
            public.skip_file(text, text, text, text),
            filemark.configure_pipeline(text, jsonb, text),
+           filemark.set_alert_webhook(text, jsonb, text, text),
+           filemark.check_alerts(int),
            filemark.dead_letter_file(text, text, text, text),
            filemark.resolve_dead_letter(text, text, text, text, text),
            filemark.requeue_dead_letters(text, text, int, boolean, text, text),
@@ -85,9 +97,13 @@ begin
            filemark.truncate_checkpoint_history(int, boolean, text),
            filemark.clear_completed_checkpoints(int, boolean, text),
            filemark.purge_files(int, boolean, text),
-           filemark.run_maintenance(int)
+           filemark.run_maintenance(int),
+           filemark.schedule_maintenance(text),
+           filemark.unschedule_maintenance()
          to %I', v_role);
     end if;
   end loop;
+  -- An address to post to, and its headers, may be secrets.
+  revoke select on filemark.alert_webhooks from filemark_monitor;
 end
 $grants$;

@@ -174,6 +174,14 @@ describe('the errors of a function', () => {
     },
     'public.skip_file': { PT400: `('')`, PT404: `('none.csv')`, PT422: `('held.csv')` },
     'filemark.reclaim_stale_claims': { PT400: `(0)`, PT404: `(p_pipeline => 'none')` },
+    'filemark.alert_limits': {},
+    'filemark.current_alerts': {},
+    'filemark.held_snapshots': {},
+    'filemark.estimate_storage': { PT400: `(-1, 1, 1)` },
+    'filemark.alert_count': {},
+    'filemark.set_alert_webhook': { PT400: `('ftp://a')`, PT404: `('https://a', p_pipeline => 'none')` },
+    'filemark.check_alerts': { PT400: `(-1)` },
+    'public.filemark_metrics': {},
   }
 
   beforeAll(async () => {
@@ -255,8 +263,10 @@ describe('the settings of a pipeline', () => {
     expect(settings().length).toBeGreaterThan(20)
   })
 
-  test('are reserved exactly when no function reads them', () => {
-    const readers = [...sources].filter(
+  test('are reserved exactly when no function and no view reads them', async () => {
+    const views = await database.sql<{ name: string; source: string }[]>`
+      select viewname as name, definition as source from pg_views where schemaname = 'filemark'`
+    const readers = [...sources, ...views.map(({ name, source }) => [name, source] as const)].filter(
       ([name]) => name !== 'filemark.configure_pipeline' && name !== 'filemark.check_settings',
     )
     const unread = settings().filter(

@@ -14,6 +14,8 @@ const audiences = {
   worker: ['filemark_worker', 'filemark_operator', 'service_role'],
   /** Reads what a worker reads too. */
   reader: ['filemark_worker', 'filemark_monitor', 'filemark_operator', 'service_role'],
+  /** Watches. */
+  monitor: ['filemark_monitor', 'filemark_operator', 'service_role'],
   operator: ['filemark_operator', 'service_role'],
   /** Called by other functions only. */
   nobody: [],
@@ -48,6 +50,14 @@ const functions: Record<string, Expected> = {
   'filemark.assert_claim': { for: 'worker', definer: true },
   'filemark.configure_pipeline': { for: 'operator', definer: true },
   'filemark.reclaim_stale_claims': { for: 'operator', definer: true },
+  'public.filemark_metrics': { for: 'monitor', readOnly: true, definer: true },
+  'filemark.alert_count': { for: 'monitor', readOnly: true, definer: true },
+  'filemark.current_alerts': { for: 'monitor', readOnly: true, definer: true },
+  'filemark.alert_limits': { for: 'monitor', readOnly: true },
+  'filemark.held_snapshots': { for: 'monitor', readOnly: true, definer: true },
+  'filemark.estimate_storage': { for: 'monitor', readOnly: true, definer: true },
+  'filemark.check_alerts': { for: 'operator', definer: true },
+  'filemark.set_alert_webhook': { for: 'operator', definer: true },
   // What persist_records is made of.
   'filemark.begin_persist': { for: 'worker', definer: true },
   'filemark.save_checkpoint': { for: 'worker', definer: true },
@@ -56,6 +66,9 @@ const functions: Record<string, Expected> = {
   'filemark.refuse_argument': { for: 'worker' },
   'filemark.refuse_size': { for: 'worker' },
 }
+
+/** Holds addresses and keys of webhooks. */
+const secretTable = 'filemark.alert_webhooks'
 
 const kinds = ['plain', 'old', 'new'] as const
 const packageRoles = ['filemark_worker', 'filemark_monitor', 'filemark_operator']
@@ -137,10 +150,13 @@ describe.each(kinds)('on a database with grants of the kind: %s', (kind) => {
     const readers = ['filemark_monitor', 'filemark_operator', 'service_role'].filter((role) =>
       roles.includes(role),
     )
-    const tables = await tableNames(database.sql)
-    expect(tables.length).toBeGreaterThanOrEqual(5)
+    const tables = await relationNames(database.sql, ['r', 'p', 'v'])
+    expect(tables.length).toBeGreaterThanOrEqual(20)
     expect(rows.map(({ role, name, privileges }) => `${role} ${name} ${privileges}`).sort()).toEqual(
-      readers.flatMap((role) => tables.map((name) => `${role} ${name} select`)).sort(),
+      readers
+        .flatMap((role) => tables.map((name) => `${role} ${name} select`))
+        .filter((grant) => grant !== `filemark_monitor ${secretTable} select`)
+        .sort(),
     )
     const sequences = await database.sql`
       select role, c.relname from pg_class c, unnest(${roles}::text[]) role
@@ -159,14 +175,19 @@ describe.each(kinds)('on a database with grants of the kind: %s', (kind) => {
     )
   })
 
-  test('each table has row level security with one policy: the monitor selects', async () => {
+  test('each table has row level security with one policy: the monitor selects, secrets the operator', async () => {
     const rows = await database.sql<{ name: string; policies: string }[]>`
       select c.oid::regclass::text as name,
              c.relrowsecurity || ' ' || string_agg(p.polcmd::text || ' ' || p.polroles::regrole[]::text, '; ') as policies
         from pg_class c left join pg_policy p on p.polrelid = c.oid
        where c.relnamespace = 'filemark'::regnamespace and c.relkind in ('r', 'p') group by c.oid`
     expect(Object.fromEntries(rows.map(({ name, policies }) => [name, policies]))).toEqual(
-      Object.fromEntries((await tableNames(database.sql)).map((name) => [name, 'true r {filemark_monitor}'])),
+      Object.fromEntries(
+        (await relationNames(database.sql, ['r', 'p'])).map((name) => [
+          name,
+          `true r {${name === secretTable ? 'filemark_operator' : 'filemark_monitor'}}`,
+        ]),
+      ),
     )
   })
 
@@ -340,6 +361,7 @@ const calls: Record<string, Record<string, unknown>> = {
   pipeline_stats: {},
   requeue_file: { p_file_url: 'none.csv' },
   skip_file: { p_file_url: 'none.csv' },
+  filemark_metrics: {},
 }
 
 describe.each(['old', 'new'] as const)('over the API of a project with the %s default grants', (kind) => {
@@ -479,9 +501,9 @@ async function readFunctions(sql: Sql): Promise<CatalogFunction[]> {
      order by (p.pronamespace::regnamespace || '.' || p.proname) collate "C"`
 }
 
-async function tableNames(sql: Sql): Promise<string[]> {
+async function relationNames(sql: Sql, kinds: string[]): Promise<string[]> {
   const rows = await sql<{ name: string }[]>`
     select oid::regclass::text as name from pg_class
-     where relnamespace = 'filemark'::regnamespace and relkind in ('r', 'p')`
+     where relnamespace = 'filemark'::regnamespace and relkind = any (${kinds}::"char"[])`
   return rows.map(({ name }) => name)
 }
