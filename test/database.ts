@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import postgres, { type Sql } from 'postgres'
+import { lane } from './behaviour/lane.ts'
 import { installFilemark, runSql } from './servers/install.ts'
 import { type SupabaseGrants, supabaseRolesSql } from './servers/supabase-roles.ts'
 
@@ -9,16 +10,25 @@ declare module 'vitest' {
     postgresUrl: string
     /** Begins the names of this run's template databases. */
     templatePrefix: string
+    /** The database of the test server that pg_cron works in; empty where there is none. */
+    cronDatabase: string
+    /** In the PGlite lane, the file of a database with filemark in it. */
+    pgliteTemplate: string
   }
 }
 
 export interface DatabaseOptions {
   /** Install `sql/*.sql`. Default true. */
   filemark?: boolean
-  /** Make it look like a Supabase project with the old or the new default grants. Default false. */
+  /** Make it look like a Supabase project with the old or the new default grants. Default false; old in the PostgREST lane. */
   supabase?: SupabaseGrants | false
   /** URL of the server to make it on. Default: the server that all test files share. */
   on?: string
+  /**
+   * Not a new database but the one that pg_cron works in, emptied, with the extension. One test file has it at a time;
+   * the others wait in `createDatabase` until it is dropped. Only in the lane with pg_cron: tag the tests `pg_cron`.
+   */
+  cron?: boolean
 }
 
 export interface TestDatabase extends AsyncDisposable {
@@ -27,7 +37,7 @@ export interface TestDatabase extends AsyncDisposable {
   readonly url: string
   /** The same database, another role. */
   urlAs(role: string): string
-  /** A pool of at most 10 connections. */
+  /** A pool of at most 10 connections. In the PostgREST lane `call(db.sql, …)` goes over HTTP instead. */
   readonly sql: Sql
   /** One more connection of its own, to hold a transaction open on; `role` as in `urlAs`. Closed by `drop`. */
   connect(role?: string): Promise<TestConnection>
@@ -47,7 +57,7 @@ export interface TestConnection {
  * On a server of the test's own (`on`) everything is installed afresh.
  */
 export async function createDatabase(options: DatabaseOptions = {}): Promise<TestDatabase> {
-  const { filemark = true, supabase = false } = options
+  const { filemark = true, supabase = lane === 'postgrest' && 'old' } = options
   const name = `filemark_${randomBytes(6).toString('hex')}`
   if (options.on) {
     await administer(options.on, `create database ${name}`)
@@ -55,10 +65,66 @@ export async function createDatabase(options: DatabaseOptions = {}): Promise<Tes
     return openDatabase(options.on, name)
   }
   const { inject } = await import('vitest')
+  if (lane === 'pglite') return createPgliteDatabase(inject('pgliteTemplate'), { filemark, supabase })
   const server = inject('postgresUrl')
+  if (options.cron) return takeCronDatabase(server, inject('cronDatabase'), { filemark, supabase })
   const template = inject('templatePrefix') + templateSuffix({ filemark, supabase })
   await administer(server, `create database ${name} template ${template}`)
-  return openDatabase(server, name)
+  const database = openDatabase(server, name)
+  return lane === 'postgrest' && filemark ? serveOverHttp(database) : database
+}
+
+/** A database in this process, behind a socket. All its connections share one session, one transaction at a time. */
+async function createPgliteDatabase(template: string, furnishing: Furnishing): Promise<TestDatabase> {
+  const { startPglite } = await import('./pglite.ts')
+  const isTemplate = furnishing.filemark && !furnishing.supabase
+  const server = await startPglite(isTemplate ? template : undefined)
+  if (!isTemplate) await furnish(server.url, furnishing)
+  return openConnections(server.url, 1, () => server.stop())
+}
+
+async function takeCronDatabase(server: string, name: string, furnishing: Furnishing): Promise<TestDatabase> {
+  if (!name) throw new Error('this run has no pg_cron: tag the test pg_cron')
+  const url = urlOf(server, name)
+  const holder = postgres(server, { max: 1, onnotice: () => {} })
+  try {
+    await holder`select pg_advisory_lock(hashtext(${name}))`
+    await runSql(url, [{ name: 'emptying the cron database', text: emptyCronDatabaseSql }])
+    await furnish(url, furnishing)
+  } catch (error) {
+    await holder.end()
+    throw error
+  }
+  return openConnections(url, 10, () =>
+    administer(url, 'select cron.unschedule(jobid) from cron.job').finally(() => holder.end()),
+  )
+}
+
+// The database itself has to stay: pg_cron's launcher is connected to it, and does not come back once it has ended.
+const emptyCronDatabaseSql = `
+select cron.unschedule(jobid) from cron.job;
+select pg_terminate_backend(pid) from pg_stat_activity
+ where datname = current_database() and pid <> pg_backend_pid() and backend_type <> 'pg_cron launcher';
+truncate cron.job_run_details;
+drop schema if exists filemark cascade;
+drop schema public cascade;
+create schema public authorization pg_database_owner;
+grant usage on schema public to public;
+`
+
+/** Puts PostgREST in front of a database, for `call(db.sql, …)`. */
+async function serveOverHttp(database: TestDatabase): Promise<TestDatabase> {
+  const [{ startPostgrest }, { useRpc }] = await Promise.all([
+    import('./servers/postgrest.ts'),
+    import('./behaviour/rpc.ts'),
+  ])
+  const api = await startPostgrest({ databaseUrl: database.url })
+  useRpc(database.sql, api.client('service_role'))
+  async function drop(): Promise<void> {
+    await api.stop()
+    await database.drop()
+  }
+  return { ...database, drop, [Symbol.asyncDispose]: drop }
 }
 
 /** What a template or a fresh database is made of. */
@@ -100,7 +166,12 @@ export async function dropTemplates(server: string, prefix: string): Promise<voi
 }
 
 function openDatabase(server: string, name: string): TestDatabase {
-  const url = urlOf(server, name)
+  return openConnections(urlOf(server, name), 10, () =>
+    administer(server, `drop database if exists ${name} with (force)`),
+  )
+}
+
+function openConnections(url: string, poolSize: number, remove: () => Promise<void>): TestDatabase {
   const opened: Sql[] = []
   function open(to: string, max: number): Sql {
     const sql = postgres(to, { max, onnotice: () => {} })
@@ -114,13 +185,13 @@ function openDatabase(server: string, name: string): TestDatabase {
   }
   async function drop(): Promise<void> {
     await Promise.all(opened.map((sql) => sql.end({ timeout: 0 })))
-    await administer(server, `drop database if exists ${name} with (force)`)
+    await remove()
   }
   return {
-    name,
+    name: new URL(url).pathname.slice(1),
     url,
     urlAs,
-    sql: open(url, 10),
+    sql: open(url, poolSize),
     async connect(role = 'postgres') {
       const sql = open(role === 'postgres' ? url : urlAs(role), 1)
       const [backend] = await sql<{ pid: number }[]>`select pg_backend_pid() as pid`

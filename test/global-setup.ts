@@ -1,12 +1,31 @@
 import { randomBytes } from 'node:crypto'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import type { TestProject } from 'vitest/node'
+import { hasPgCron, lane } from './behaviour/lane.ts'
 import { createTemplates, dropTemplates } from './database.ts'
+import { writePgliteTemplate } from './pglite.ts'
 import { startPostgres } from './servers/postgres.ts'
 
-/** Starts the one server of the run, or takes FILEMARK_TEST_DATABASE_URL's, and makes the template databases. */
-export async function setup(project: TestProject): Promise<() => Promise<void>> {
+/** Makes what the databases of the run are copied from, on the one server of the run if the lane has one. */
+export function setup(project: TestProject): Promise<() => Promise<void>> {
+  return lane === 'pglite' ? setUpPglite(project) : setUpPostgres(project)
+}
+
+async function setUpPglite(project: TestProject): Promise<() => Promise<void>> {
+  const directory = await mkdtemp(join(tmpdir(), 'filemark-pglite-'))
+  const template = join(directory, 'template.tar')
+  await writePgliteTemplate(template)
+  project.provide('pgliteTemplate', template)
+  return () => rm(directory, { recursive: true })
+}
+
+/** Starts a server, or takes FILEMARK_TEST_DATABASE_URL's, and makes the template databases. */
+async function setUpPostgres(project: TestProject): Promise<() => Promise<void>> {
   const given = process.env.FILEMARK_TEST_DATABASE_URL
-  const server = given ? undefined : await startPostgres()
+  const cronDatabase = hasPgCron && !given ? 'filemark_cron' : ''
+  const server = given ? undefined : await startPostgres({ cronDatabase })
   const url = given ?? server?.url() ?? ''
   const prefix = `filemark_template_${randomBytes(4).toString('hex')}_`
   await createTemplates(url, prefix).catch(async (error: unknown) => {
@@ -15,6 +34,7 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   })
   project.provide('postgresUrl', url)
   project.provide('templatePrefix', prefix)
+  project.provide('cronDatabase', cronDatabase)
   return async () => {
     if (server) await server[Symbol.asyncDispose]()
     else await dropTemplates(url, prefix)

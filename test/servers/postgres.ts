@@ -193,7 +193,8 @@ async function makeCronDatabase(url: (database?: string) => string, name: string
   const inside = postgres(url(name), { max: 1, onnotice: () => {} })
   try {
     await admin`create database ${admin(name)}`
-    await inside`create extension pg_cron`
+    // As on Supabase, so that it does not go with the schema public.
+    await inside`create extension pg_cron with schema pg_catalog`
     await until(
       async () =>
         (
