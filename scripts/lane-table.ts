@@ -73,7 +73,8 @@ function groupByPlace(rows: readonly Row[]): Row[][] {
 }
 
 function table(lanes: readonly Lane[], rows: readonly Row[]): string {
-  const width = 9
+  const totals = lanes.map((_, index) => cell(rows.map(({ inLanes }) => inLanes[index])))
+  const width = Math.max(...totals.map(({ length }) => length), 6) + 2
   const lines = lanes.map(({ name }, index) => `${String(index + 1).padStart(width)}  ${name}`)
   lines.push(
     '',
@@ -86,8 +87,7 @@ function table(lanes: readonly Lane[], rows: readonly Row[]): string {
       lines.push(`${cells.join('')}  ${commonName(group.map(({ test }) => test.titles))}`)
     }
   }
-  const totals = lanes.map((_, index) => cell(rows.map(({ inLanes }) => inLanes[index])).padStart(width))
-  lines.push('', `${totals.join('')}  all`)
+  lines.push('', `${totals.map((total) => total.padStart(width)).join('')}  all`)
   lines.push('', '"-n": n tests excluded, below; "!n": n tests failed or missing.')
   return lines.join('\n')
 }

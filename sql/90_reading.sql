@@ -182,10 +182,10 @@ begin
             count(*) filter (where f.status = 'skipped') as skipped,
             count(*) as total,
             min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending,
-            coalesce(sum(f.records_total), 0)::bigint as records_total,
-            coalesce(sum(f.records_filtered), 0)::bigint as records_filtered,
-            coalesce(sum(f.records_persisted), 0)::bigint as records_persisted,
-            coalesce(sum(f.records_rejected), 0)::bigint as records_rejected,
+            least(coalesce(sum(f.records_total), 0), 9223372036854775807)::bigint as records_total,
+            least(coalesce(sum(f.records_filtered), 0), 9223372036854775807)::bigint as records_filtered,
+            least(coalesce(sum(f.records_persisted), 0), 9223372036854775807)::bigint as records_persisted,
+            least(coalesce(sum(f.records_rejected), 0), 9223372036854775807)::bigint as records_rejected,
             max(f.completed_at) as last_completed_at
        from filemark.file_checkpoints f
       where f.pipeline = p.pipeline

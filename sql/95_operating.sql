@@ -19,7 +19,9 @@ begin
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      for no key update;
   if not found then
-    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
+    raise exception 'file "%" is unknown in pipeline "%"',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(p_pipeline)
+      using errcode = 'PT404';
   end if;
   return v_file;
 end
@@ -36,7 +38,7 @@ declare
   v_checkpoint filemark.checkpoint_history;
   v_kept record;
 begin
-  if p_from is null or p_from !~ '^(checkpoint|start|checkpoint:[1-9]\d{0,17})$' then
+  if p_from is null or p_from !~ '^(checkpoint|start|checkpoint:[1-9][0-9]{0,17})$' then
     perform filemark.refuse_argument('p_from', p_from, 'checkpoint, start or checkpoint:<number>');
   elsif p_from = 'start' or (p_from = 'checkpoint' and p_file.cursor is null) then
     v_checkpoint.checkpoint_seq := 0;
@@ -138,7 +140,8 @@ begin
   v_file := filemark.lock_known_file(p_file_url, p_reason, p_actor, p_pipeline);
   v_checkpoint := filemark.checkpoint_to_resume(v_file, p_from);
   if v_file.status = 'processing' and p_force is not true then
-    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+    raise exception 'file "%" is being processed by %',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(v_file.processed_by)
       using errcode = 'PT422',
             detail = format('Its lease ends at %s.', v_file.lease_expires_at),
             hint = 'To take it from its holder: p_force => true.';
@@ -201,7 +204,8 @@ begin
   if v_file.status = 'skipped' then
     return;
   elsif v_file.status = 'processing' then
-    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+    raise exception 'file "%" is being processed by %',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(v_file.processed_by)
       using errcode = 'PT422',
             detail = format('Its lease ends at %s.', v_file.lease_expires_at),
             hint = 'To take it from its holder first: select requeue_file(…, p_force => true).';
@@ -252,7 +256,7 @@ begin
     perform filemark.refuse_argument('p_dry_run', null, 'true or false');
   end if;
   if p_pipeline is not null and not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
-    raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
+    raise exception 'pipeline "%" is unknown', filemark.on_one_line(p_pipeline) using errcode = 'PT404';
   end if;
 
   for v_settings in
@@ -303,7 +307,8 @@ begin
      where r.pipeline = v_settings.pipeline
        and r.request_id in (select o.request_id from filemark.claim_requests o
                              where o.pipeline = v_settings.pipeline and o.claimed_at < v_now - interval '1 day'
-                             limit p_limit);
+                             limit p_limit
+                               for update skip locked);
   end loop;
 end
 $$;
