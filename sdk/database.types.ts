@@ -442,6 +442,7 @@ export type Database = {
       claim_next: {
         Args: {
           p_file_type: string
+          p_is_limited?: boolean
           p_limit: number
           p_pipeline: string
           p_request_id: string
@@ -521,6 +522,7 @@ export type Database = {
       }
       ensure_pipeline: { Args: { p_pipeline: string }; Returns: undefined }
       free_slots: { Args: { p_pipeline: string }; Returns: number }
+      held_by_request: { Args: { p_pipeline: string; p_request_id: string }; Returns: string[] }
       insert_records: { Args: { p_records: Json; p_target: unknown }; Returns: number }
       lock_due_files: {
         Args: { p_file_type: string; p_limit: number; p_now: string; p_pipeline: string }
@@ -597,6 +599,7 @@ export type Database = {
         }
         Returns: boolean
       }
+      on_one_line: { Args: { p_length?: number; p_text: string }; Returns: string }
       parse_completions: {
         Args: { p_completions: Json; p_pipeline: string }
         Returns: Database['filemark']['CompositeTypes']['completion'][]

@@ -4,6 +4,24 @@
 -- text, to a class. A bad argument is always named, with its value and with what is allowed.
 -- 40001 is never raised: PostgREST up to version 14 repeats such a call for ever.
 
+-- A text of the caller's as it stands in a message: on one line, and shortened. PostgREST puts the message of a PTxyz
+-- error into the status line of its answer, where a line break would begin headers of the caller's choice.
+create function filemark.on_one_line(p_text text, p_length int = 3000)
+returns text
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  return regexp_replace(
+    case when length(p_text) > p_length then left(p_text, p_length) || '…' else p_text end,
+    '[\u0001-\u001f\u007f]', '�', 'g');
+end
+$$;
+
+comment on function filemark.on_one_line(text, int) is
+  'Internal: what persist_records, which runs as its caller, is made of.';
+
 -- Raises PT400 for an argument: its name, its value, what it may be.
 create function filemark.refuse_argument(p_name text, p_value text, p_allowed text)
 returns void
@@ -11,8 +29,8 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  raise exception '% must be %, not %', p_name, p_allowed,
-    coalesce('"' || case when length(p_value) > 100 then left(p_value, 100) || '…' else p_value end || '"', 'null')
+  raise exception '% must be %, not %', filemark.on_one_line(p_name), p_allowed,
+    coalesce('"' || filemark.on_one_line(p_value, 100) || '"', 'null')
     using errcode = 'PT400';
 end
 $$;
@@ -28,7 +46,7 @@ set search_path = ''
 as $$
 begin
   raise exception '% is unknown; known are %',
-    case when length(p_name) > 100 then left(p_name, 100) || '…' else p_name end, array_to_string(p_known, ', ')
+    filemark.on_one_line(p_name, 100), array_to_string(p_known, ', ')
     using errcode = 'PT400';
 end
 $$;
@@ -40,7 +58,7 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  raise exception '% has % %, the limit is %', p_name, p_size, p_unit, p_limit
+  raise exception '% has % %, the limit is %', filemark.on_one_line(p_name), p_size, p_unit, p_limit
     using errcode = 'PT413';
 end
 $$;
@@ -148,10 +166,11 @@ begin
      where g.pipeline = p_pipeline and g.file_hash = filemark.short_hash(p_file_url);
   end if;
   if not found then
-    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline
+    raise exception 'file "%" is unknown in pipeline "%"',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(p_pipeline)
       using errcode = 'PT404', hint = 'Claim it with claim_file, or register it with register_files.';
   end if;
-  raise exception 'claim % on file "%" is lost', p_claim_token, p_file_url
+  raise exception 'claim % on file "%" is lost', p_claim_token, filemark.on_one_line(p_file_url)
     using errcode = 'PT409',
           detail = case
             when v_file.claim_token > p_claim_token then

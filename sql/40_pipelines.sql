@@ -84,7 +84,7 @@ as $$
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100);
   if not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
-    raise exception 'pipeline "%" is unknown', p_pipeline using errcode = 'PT404';
+    raise exception 'pipeline "%" is unknown', filemark.on_one_line(p_pipeline) using errcode = 'PT404';
   end if;
 end
 $$;

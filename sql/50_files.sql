@@ -92,14 +92,15 @@ as $$
 declare
   v_etag text := p_content ->> 'etag';
 begin
-  if v_etag is null or v_etag = p_file.etag then
+  -- Content that comes back while the file is processed is news too: the holder may have read the other.
+  if v_etag is null or v_etag = coalesce(p_file.superseded_by ->> 'etag', p_file.etag) then
     return false;
   elsif p_file.etag is null then
     update filemark.file_checkpoints f
        set etag = v_etag
      where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
     return false;
-  elsif p_on_overwrite = 'ignore' or v_etag = p_file.superseded_by ->> 'etag' then
+  elsif p_on_overwrite = 'ignore' then
     return false;
   elsif p_file.status = 'processing' then
     update filemark.file_checkpoints f
@@ -291,7 +292,7 @@ begin
       ) latest
      cross join lateral (
        -- The offset keeps this a look-up per entry, however small the table was when this was planned.
-       select c.etag from filemark.file_checkpoints c
+       select coalesce(c.superseded_by ->> 'etag', c.etag) as etag from filemark.file_checkpoints c
         where c.pipeline = p_pipeline and c.file_url = latest.entry ->> 'file_url' offset 0
      ) f
      where latest.entry ->> 'etag' <> coalesce(f.etag, '')

@@ -68,6 +68,7 @@ begin
   select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
   if v_settings.max_concurrency is not null then
     v_slots := filemark.free_slots(p_pipeline);
+    select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
   end if;
 
   loop

@@ -97,6 +97,32 @@ begin
 end
 $$;
 
+-- Of the files that a batch claim with this request id was given, those it still holds; null for a request that was
+-- not made yet. Waits for a call of that request that is under way: a repeat may overtake the call it repeats.
+create function filemark.held_by_request(p_pipeline text, p_request_id uuid)
+returns text[]
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_urls text[];
+begin
+  perform pg_advisory_xact_lock(hashtextextended('filemark ' || p_request_id, 0));
+  select r.file_urls into v_urls
+    from filemark.claim_requests r
+   where r.pipeline = p_pipeline and r.request_id = p_request_id;
+  if not found then
+    return null;
+  end if;
+  return array(
+    select f.file_url::text
+      from unnest(v_urls) with ordinality u (url, position)
+      join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+     where f.status = 'processing' and f.request_id = p_request_id
+     order by u.position);
+end
+$$;
+
 -- Claims the next files of the queue: highest priority first, then the longest available; among them files
 -- whose lease is over. A repeat with the same p_request_id gets the claims that request still holds.
 create function filemark.claim_next(
@@ -104,49 +130,46 @@ create function filemark.claim_next(
   p_worker_id text,
   p_limit int,
   p_file_type text,
-  p_request_id uuid
+  p_request_id uuid,
+  p_is_limited boolean = true
 )
 returns setof filemark.claim
 language plpgsql
 set search_path = ''
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz;
   v_settings filemark.pipelines;
+  v_is_limited boolean;
   v_room int := p_limit;
   v_lost text[];
   v_urls text[];
   v_file filemark.file_checkpoints;
 begin
   if p_request_id is not null then
-    -- A repeat may overtake the call it repeats: it waits here for that call's end.
-    perform pg_advisory_xact_lock(hashtextextended('filemark ' || p_request_id, 0));
-    select r.file_urls into v_urls
-      from filemark.claim_requests r
-     where r.pipeline = p_pipeline and r.request_id = p_request_id;
-    if found then
-      return query select * from filemark.read_claims(p_pipeline, array(
-        select f.file_url::text
-          from unnest(v_urls) with ordinality u (url, position)
-          join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
-         where f.status = 'processing' and f.request_id = p_request_id
-         order by u.position));
+    v_urls := filemark.held_by_request(p_pipeline, p_request_id);
+    if v_urls is not null then
+      return query select * from filemark.read_claims(p_pipeline, v_urls);
       return;
     end if;
   end if;
 
   select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
-  if not found or v_settings.paused then
+  v_is_limited := p_is_limited and v_settings.max_concurrency is not null;
+  if v_is_limited then
+    -- Locks the pipeline's row, before any file's. It may have been paused meanwhile.
+    perform filemark.free_slots(p_pipeline);
+    select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
+  end if;
+  if v_settings.paused is not false then
     return;
   end if;
-  if v_settings.max_concurrency is not null then
-    -- Locks the pipeline's row, before any file's.
-    perform filemark.free_slots(p_pipeline);
-  end if;
+  -- Now that the wait for the locks is over: the leases begin here.
+  v_now := clock_timestamp();
 
   v_lost := filemark.lock_lost_files(
     p_pipeline, p_file_type, p_limit, v_settings.max_attempts, v_now, p_worker_id);
-  if v_settings.max_concurrency is not null then
+  if v_is_limited then
     -- Counted when the dead letters and the superseded among the lost have left their slots.
     v_room := least(p_limit, filemark.free_slots(p_pipeline));
   end if;

@@ -32,7 +32,7 @@ begin
     into v_settings
     from filemark.pipelines p
    where p.pipeline = p_pipeline;
-  if p_cursor is null then
+  if coalesce(p_cursor, 'null') = 'null' then
     perform filemark.refuse_argument('p_cursor', null, 'the next position to process, as any JSON');
   end if;
   perform filemark.check_number('p_items_processed', p_items_processed, 0, 9223372036854775807),
@@ -47,8 +47,8 @@ begin
        set cursor = p_cursor,
            items_processed = p_items_processed,
            items_total = coalesce(p_items_total, f.items_total),
-           accumulated_results = coalesce(p_accumulated_results, f.accumulated_results),
-           results_bytes = coalesce(octet_length(p_accumulated_results::text), f.results_bytes),
+           accumulated_results = coalesce(nullif(p_accumulated_results, 'null'), f.accumulated_results),
+           results_bytes = coalesce(octet_length(nullif(p_accumulated_results, 'null')::text), f.results_bytes),
            checkpoint_seq = f.checkpoint_seq + 1,
            checkpointed_at = v_now,
            history_length = f.history_length + 1,
@@ -131,7 +131,8 @@ begin
      where h.pipeline = p_pipeline and h.file_url = p_file_url
        and h.checkpoint_seq = v_file.checkpoint_seq and h.claim_token = p_claim_token;
     if v_saved.cursor = p_cursor and v_saved.items_processed = p_items_processed
-       and coalesce(p_accumulated_results = v_file.accumulated_results, p_accumulated_results is null) then
+       and coalesce(nullif(p_accumulated_results, 'null') = v_file.accumulated_results,
+                    nullif(p_accumulated_results, 'null') is null) then
       checkpoint_seq := v_file.checkpoint_seq;
       lease_expires_at := v_file.lease_expires_at;
       history_length := v_file.history_length;
@@ -142,13 +143,14 @@ begin
 
   if p_checkpoint_seq > v_file.checkpoint_seq + 1 then
     raise exception 'p_checkpoint_seq % leaves a gap: the last checkpoint of file "%" is %',
-      p_checkpoint_seq, p_file_url, v_file.checkpoint_seq using errcode = 'PT412';
+      p_checkpoint_seq, filemark.on_one_line(p_file_url), v_file.checkpoint_seq using errcode = 'PT412';
   elsif p_checkpoint_seq <= v_file.checkpoint_seq then
     raise exception 'p_checkpoint_seq % of file "%" was saved before, with other content or by another claim; '
-      'the last checkpoint is %', p_checkpoint_seq, p_file_url, v_file.checkpoint_seq
+      'the last checkpoint is %', p_checkpoint_seq, filemark.on_one_line(p_file_url), v_file.checkpoint_seq
       using errcode = 'PT412';
   else
-    raise exception 'p_items_processed % of file "%" %: % are saved already', p_items_processed, p_file_url,
+    raise exception 'p_items_processed % of file "%" %: % are saved already',
+      p_items_processed, filemark.on_one_line(p_file_url),
       case when p_items_processed < v_file.items_processed then 'steps back' else 'does not advance' end,
       v_file.items_processed
       using errcode = 'PT412', hint = 'It is the total done in the file so far, not the size of a batch.';

@@ -23,7 +23,7 @@ as $$
 declare
   v_file record;
 begin
-  if p_cursor is null then
+  if coalesce(p_cursor, 'null') = 'null' then
     perform filemark.refuse_argument('p_cursor', null, 'the next position to process, as any JSON');
   end if;
   perform filemark.check_number('p_items_processed', p_items_processed, 0, 9223372036854775807),
@@ -73,8 +73,13 @@ begin
       v_table := null;
   end;
   if v_table is null
-     or not exists (select from pg_catalog.pg_class c where c.oid = v_table and c.relkind in ('r', 'p', 'v', 'f')) then
-    perform filemark.refuse_argument('p_target', p_target, 'the name of a table, as schema.table');
+     or not exists (select from pg_catalog.pg_class c where c.oid = v_table and c.relkind in ('r', 'p', 'v', 'f'))
+     -- 8: takes inserts, by rules or triggers too
+     or pg_relation_is_updatable(v_table, true) & 8 = 0
+     -- on conflict knows no keys that are checked later
+     or exists (select from pg_catalog.pg_index i where i.indrelid = v_table and not i.indimmediate) then
+    perform filemark.refuse_argument(
+      'p_target', p_target, 'the name of a table that takes inserts and has no deferrable key, as schema.table');
   end if;
   return v_table;
 end
@@ -114,7 +119,8 @@ begin
       left join pg_catalog.pg_attribute a
         on a.attrelid = p_target and a.attname = k.name and a.attnum > 0 and not a.attisdropped;
     if v_unknown is not null then
-      raise exception 'p_records names a column "%" that % does not have', left(v_unknown, 100), p_target
+      raise exception 'p_records names a column "%" that % does not have',
+        filemark.on_one_line(v_unknown, 100), filemark.on_one_line(p_target::text)
         using errcode = 'PT400';
     end if;
     if v_names is null then

@@ -41,7 +41,7 @@ begin
            records_filtered = c.records_filtered,
            records_persisted = greatest(f.records_persisted, c.records_persisted),
            processing_time_ms = coalesce(c.processing_time_ms,
-                                         extract(epoch from v_now - f.started_at) * 1000),
+                                         greatest(extract(epoch from v_now - f.started_at) * 1000, 0)),
            accumulated_results = coalesce(c.accumulated_results, f.accumulated_results),
            results_bytes = coalesce(octet_length(c.accumulated_results::text), f.results_bytes),
            error_message = null,
@@ -177,7 +177,7 @@ as $$
 declare
   v_completion filemark.completion := (
     p_file_url, p_claim_token, p_records_total, p_records_filtered, p_records_persisted,
-    p_processing_time_ms, p_accumulated_results, p_etag);
+    p_processing_time_ms, nullif(p_accumulated_results, 'null'), p_etag);
 begin
   perform filemark.check_text('p_pipeline', p_pipeline, 100),
           filemark.check_completion(v_completion, p_pipeline, 'p_');
@@ -239,7 +239,8 @@ begin
             or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
          'an object with texts as file_url and etag'
        when exists (select from jsonb_each_text(e.entry - array['file_url', 'etag', 'accumulated_results']) n (key, value)
-                     where n.value !~ '^\d{1,18}$') then
+                     where case when n.value ~ '^[0-9]{1,19}(\.0+)?$'
+                                then n.value::numeric > 9223372036854775807 else n.value is not null end) then
          'an object with a claim_token, and whole numbers of 0 or more as counts and time'
        end
    ) as checked (verdict)
@@ -261,7 +262,9 @@ begin
     select (c.file_url, c.claim_token, coalesce(c.records_total, 0), coalesce(c.records_filtered, 0),
             coalesce(c.records_persisted, 0), c.processing_time_ms,
             nullif(c.accumulated_results, 'null'), c.etag)::filemark.completion
-      from jsonb_populate_recordset(null::filemark.completion, p_completions) c
+      from jsonb_to_recordset(p_completions) as c (
+             file_url text, claim_token numeric, records_total numeric, records_filtered numeric,
+             records_persisted numeric, processing_time_ms numeric, accumulated_results jsonb, etag text)
      order by c.file_url collate "C");
   perform filemark.check_completion(c, p_pipeline, format('p_completions[%s].', c.file_url))
      from unnest(v_completions) c;
@@ -293,6 +296,7 @@ as $$
 declare
   v_completions filemark.completion[];
   v_finished record;
+  v_is_limited boolean;
 begin
   perform filemark.check_text('p_worker_id', p_worker_id, 200),
           filemark.check_number('p_limit', p_limit, 1, 100),
@@ -304,6 +308,7 @@ begin
   perform from filemark.pipelines p
     where p.pipeline = p_pipeline and p.max_concurrency is not null
       for no key update;
+  v_is_limited := found;
   for v_finished in select c.file_url, c.outcome from filemark.complete_files(p_pipeline, v_completions) c loop
     if v_finished.outcome = 'claim_lost' then
       outcome := 'claim_lost';
@@ -313,7 +318,9 @@ begin
     end if;
   end loop;
 
-  return query select * from filemark.claim_next(p_pipeline, p_worker_id, p_limit, p_file_type, p_request_id);
+  -- A limit that was set since counts from the next call on: the pipeline is not locked behind files.
+  return query
+  select * from filemark.claim_next(p_pipeline, p_worker_id, p_limit, p_file_type, p_request_id, v_is_limited);
 end
 $$;
 

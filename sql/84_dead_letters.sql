@@ -121,7 +121,7 @@ begin
   if v_file.status = 'dead_letter' then
     return;
   elsif v_file.status not in ('pending', 'failed') then
-    raise exception 'file "%" is %', p_file_url, v_file.status
+    raise exception 'file "%" is %', filemark.on_one_line(p_file_url), v_file.status
       using errcode = 'PT422',
             detail = 'Only a pending or failed file can be made a dead letter by hand.';
   end if;
@@ -174,7 +174,7 @@ begin
   if v_last = p_resolution then
     return;
   elsif v_last is distinct from 'pending' then
-    raise exception 'file "%" has no pending dead letter', p_file_url
+    raise exception 'file "%" has no pending dead letter', filemark.on_one_line(p_file_url)
       using errcode = 'PT422',
             detail = format('The file is %s%s.', v_file.status,
                             coalesce('; its last dead letter was resolved as ' || v_last, ''));

@@ -243,10 +243,10 @@ begin
    cross join lateral (
      -- What was completed and is no more, because it was requeued, skipped or overwritten, counts against it.
      select coalesce(sum(s.files * s.sign), 0)::bigint as completed,
-            coalesce(sum(s.records_total * s.sign), 0)::bigint as records_total,
-            coalesce(sum(s.records_filtered * s.sign), 0)::bigint as records_filtered,
-            coalesce(sum(s.records_persisted * s.sign), 0)::bigint as records_persisted,
-            coalesce(sum(s.records_rejected * s.sign), 0)::bigint as records_rejected
+            least(coalesce(sum(s.records_total * s.sign), 0), 9223372036854775807)::bigint as records_total,
+            least(coalesce(sum(s.records_filtered * s.sign), 0), 9223372036854775807)::bigint as records_filtered,
+            least(coalesce(sum(s.records_persisted * s.sign), 0), 9223372036854775807)::bigint as records_persisted,
+            least(coalesce(sum(s.records_rejected * s.sign), 0), 9223372036854775807)::bigint as records_rejected
        from (select n.*, case n.what when 'completed' then 1 when 'reopened' then -1 end as sign
                from filemark.totals(p.pipeline) n) s
    ) t

@@ -27,7 +27,9 @@ begin
        for no key update;
   end if;
   if v_file.file_url is null then
-    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
+    raise exception 'file "%" is unknown in pipeline "%"',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(p_pipeline)
+      using errcode = 'PT404';
   end if;
   return v_file;
 end
@@ -44,7 +46,7 @@ declare
   v_checkpoint filemark.checkpoint_history;
   v_kept record;
 begin
-  if p_from is null or p_from !~ '^(checkpoint|start|checkpoint:[1-9]\d{0,17})$' then
+  if p_from is null or p_from !~ '^(checkpoint|start|checkpoint:[1-9][0-9]{0,17})$' then
     perform filemark.refuse_argument('p_from', p_from, 'checkpoint, start or checkpoint:<number>');
   elsif p_from = 'start' or (p_from = 'checkpoint' and p_file.cursor is null) then
     v_checkpoint.checkpoint_seq := 0;
@@ -191,7 +193,8 @@ begin
   v_file := filemark.lock_known_file(p_file_url, p_reason, p_actor, p_pipeline);
   v_checkpoint := filemark.checkpoint_to_resume(v_file, p_from);
   if v_file.status = 'processing' and p_force is not true then
-    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+    raise exception 'file "%" is being processed by %',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(v_file.processed_by)
       using errcode = 'PT422',
             detail = format('Its lease ends at %s.', v_file.lease_expires_at),
             hint = 'To take it from its holder: p_force => true.';
@@ -237,7 +240,8 @@ begin
   if v_file.status = 'skipped' then
     return;
   elsif v_file.status = 'processing' then
-    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+    raise exception 'file "%" is being processed by %',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(v_file.processed_by)
       using errcode = 'PT422',
             detail = format('Its lease ends at %s.', v_file.lease_expires_at),
             hint = 'To take it from its holder first: select requeue_file(…, p_force => true).';

@@ -78,6 +78,7 @@ begin
            filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text),
            filemark.target_table(text),
            filemark.insert_records(regclass, jsonb),
+           filemark.on_one_line(text, int),
            filemark.refuse_argument(text, text, text),
            filemark.refuse_size(text, bigint, bigint, text)
          to %I', v_role);

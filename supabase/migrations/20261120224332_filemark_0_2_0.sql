@@ -68,6 +68,8 @@ SET local check_function_bodies = off;
 ALTER TABLE "filemark"."file_checkpoints"
   DROP CONSTRAINT "a_checkpoint_has_a_cursor";
 
+DROP FUNCTION "filemark"."claim_next"(text, text, integer, text, uuid);
+
 CREATE OR REPLACE FUNCTION filemark.add_claimed_file (
   p_pipeline text,
   p_file_url text,
@@ -104,6 +106,99 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION filemark.begin_persist (
+  p_file_url            text,
+  p_claim_token         bigint,
+  p_cursor              jsonb,
+  p_items_processed     bigint,
+  p_accumulated_results jsonb,
+  p_checkpoint_seq      bigint,
+  p_pipeline            text
+)
+  RETURNS TABLE (
+    records_persisted bigint,
+    checkpoint_seq    bigint,
+    lease_expires_at  timestamp with time zone
+  )
+  LANGUAGE plpgsql
+  SECURITY DEFINER
+  SET search_path TO ''
+  SET plan_cache_mode TO 'force_generic_plan'
+  SET enable_seqscan TO 'off'
+  SET enable_bitmapscan TO 'off'
+  SET enable_sort TO 'off'
+  AS $function$
+declare
+  v_file record;
+begin
+  if coalesce(p_cursor, 'null') = 'null' then
+    perform filemark.refuse_argument('p_cursor', null, 'the next position to process, as any JSON');
+  end if;
+  perform filemark.check_number('p_items_processed', p_items_processed, 0, 9223372036854775807),
+          filemark.check_number('p_checkpoint_seq', coalesce(p_checkpoint_seq, 1), 1, 9223372036854775807);
+  select f.checkpoint_seq, f.items_processed
+    into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url
+     and f.claim_token = p_claim_token and f.status = 'processing'
+     for no key update;
+  if not found then
+    perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
+  elsif p_checkpoint_seq = v_file.checkpoint_seq + 1
+        or (p_checkpoint_seq is null and p_items_processed > v_file.items_processed) then
+    return;
+  end if;
+  return query
+  select r.records_persisted, r.checkpoint_seq, r.lease_expires_at
+    from filemark.repeated_checkpoint(
+      p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results,
+      p_checkpoint_seq) r;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.checkpoint_to_resume (
+  p_file filemark.file_checkpoints,
+  p_from text
+)
+  RETURNS filemark.checkpoint_history
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_seq bigint;
+  v_checkpoint filemark.checkpoint_history;
+  v_kept record;
+begin
+  if p_from is null or p_from !~ '^(checkpoint|start|checkpoint:[1-9][0-9]{0,17})$' then
+    perform filemark.refuse_argument('p_from', p_from, 'checkpoint, start or checkpoint:<number>');
+  elsif p_from = 'start' or (p_from = 'checkpoint' and p_file.cursor is null) then
+    v_checkpoint.checkpoint_seq := 0;
+    v_checkpoint.items_processed := 0;
+  elsif p_from = 'checkpoint' then
+    v_checkpoint.checkpoint_seq := p_file.checkpoint_seq;
+    v_checkpoint.items_processed := p_file.items_processed;
+    v_checkpoint.cursor := p_file.cursor;
+    v_checkpoint.saved_at := p_file.checkpointed_at;
+  else
+    v_seq := split_part(p_from, ':', 2)::bigint;
+    select h.* into v_checkpoint
+      from filemark.checkpoint_history h
+     where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url and h.checkpoint_seq = v_seq;
+    if not found then
+      select min(h.checkpoint_seq) as first, max(h.checkpoint_seq) as last
+        into v_kept
+        from filemark.checkpoint_history h
+       where h.pipeline = p_file.pipeline and h.file_url = p_file.file_url;
+      perform filemark.refuse_argument(
+        'p_from', p_from,
+        case when v_kept.first is null then 'checkpoint or start: the file has no history'
+             else format('a checkpoint of the file''s history (%s to %s)', v_kept.first, v_kept.last) end);
+    end if;
+  end if;
+  return v_checkpoint;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION filemark.claim_by_name (
   p_pipeline   text,
   p_file_url   text,
@@ -126,6 +221,7 @@ begin
   select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
   if v_settings.max_concurrency is not null then
     v_slots := filemark.free_slots(p_pipeline);
+    select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
   end if;
 
   if not exists (select from filemark.file_checkpoints f
@@ -181,6 +277,155 @@ begin
   perform filemark.take_files(
     p_pipeline, array[p_file_url], p_worker_id, p_request_id, v_settings.lease_seconds, v_now);
   return 'claimed';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.claim_next (
+  p_pipeline   text,
+  p_worker_id  text,
+  p_limit      integer,
+  p_file_type  text,
+  p_request_id uuid,
+  p_is_limited boolean DEFAULT true
+)
+  RETURNS SETOF filemark.claim
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_now timestamptz;
+  v_settings filemark.pipelines;
+  v_is_limited boolean;
+  v_room int := p_limit;
+  v_lost text[];
+  v_urls text[];
+  v_file filemark.file_checkpoints;
+begin
+  if p_request_id is not null then
+    v_urls := filemark.held_by_request(p_pipeline, p_request_id);
+    if v_urls is not null then
+      return query select * from filemark.read_claims(p_pipeline, v_urls);
+      return;
+    end if;
+  end if;
+
+  select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
+  v_is_limited := p_is_limited and v_settings.max_concurrency is not null;
+  if v_is_limited then
+    -- Locks the pipeline's row, before any file's. It may have been paused meanwhile.
+    perform filemark.free_slots(p_pipeline);
+    select p.* into v_settings from filemark.pipelines p where p.pipeline = p_pipeline;
+  end if;
+  if v_settings.paused is not false then
+    return;
+  end if;
+  -- Now that the wait for the locks is over: the leases begin here.
+  v_now := clock_timestamp();
+
+  v_lost := filemark.lock_lost_files(
+    p_pipeline, p_file_type, p_limit, v_settings.max_attempts, v_now, p_worker_id);
+  if v_is_limited then
+    -- Counted when the dead letters and the superseded among the lost have left their slots.
+    v_room := least(p_limit, filemark.free_slots(p_pipeline));
+  end if;
+  v_urls := filemark.lock_due_files(p_pipeline, p_file_type, v_room, v_now);
+  if v_lost <> '{}' then
+    -- A file taken over has its slot already, so only the due ones are bound by v_room.
+    v_urls := array(
+      select f.file_url::text from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = any (v_lost || v_urls)
+       order by f.priority desc, f.available_at, f.file_url
+       limit p_limit);
+    for v_file in
+      select f.* from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = any (v_urls) and f.status = 'processing'
+    loop
+      perform filemark.end_lost_claim(v_file, v_now, p_worker_id);
+    end loop;
+  end if;
+  if v_urls = '{}' then
+    return;
+  end if;
+
+  if p_request_id is not null then
+    insert into filemark.claim_requests (pipeline, request_id, file_urls, claimed_at)
+    values (p_pipeline, p_request_id, v_urls, v_now);
+  end if;
+  perform filemark.take_files(
+    p_pipeline, v_urls, p_worker_id, p_request_id, v_settings.lease_seconds, v_now);
+  return query select * from filemark.read_claims(p_pipeline, v_urls);
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.complete_files (
+  p_pipeline    text,
+  p_completions filemark.completion[]
+)
+  RETURNS TABLE (
+    file_url text,
+    outcome  text
+  )
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  SET enable_hashjoin TO 'off'
+  SET enable_mergejoin TO 'off'
+  AS $function$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_urls text[] := array(select c.file_url from unnest(p_completions) c);
+  v_done text[];
+  v_left record;
+begin
+  if cardinality(p_completions) > 1 then
+    -- All of them first, one by one in key order: the update passes over those with newer content, and would
+    -- have locked what comes after them.
+    perform from unnest(p_completions) c
+     cross join lateral (
+       select from filemark.file_checkpoints f
+        where f.pipeline = p_pipeline and f.file_url = c.file_url and f.claim_token = c.claim_token
+          for no key update) locked;
+  end if;
+
+  with done as (
+    update filemark.file_checkpoints f
+       set status = 'completed',
+           claim_ended = 'completed',
+           lease_expires_at = null,
+           lease_check_at = null,
+           etag = coalesce(f.etag, c.etag),
+           records_total = c.records_total,
+           records_filtered = c.records_filtered,
+           records_persisted = greatest(f.records_persisted, c.records_persisted),
+           processing_time_ms = coalesce(c.processing_time_ms,
+                                         greatest(extract(epoch from v_now - f.started_at) * 1000, 0)),
+           accumulated_results = coalesce(c.accumulated_results, f.accumulated_results),
+           error_message = null,
+           error = null,
+           completed_at = v_now
+      from unnest(p_completions) c
+     where f.pipeline = p_pipeline
+       -- Said twice: whichever side the planner begins with, it reads by key.
+       and f.file_url = any (v_urls)
+       and f.file_url = c.file_url
+       and f.claim_token = c.claim_token
+       and f.status = 'processing'
+       and f.superseded_by is null
+       and (c.etag is null or f.etag is null or c.etag = f.etag
+            or (select p.on_overwrite = 'ignore' from filemark.pipelines p where p.pipeline = p_pipeline))
+    returning f.file_url
+  )
+  select array_agg(d.file_url::text) into v_done from done d;
+  return query select unnest(v_done), 'completed';
+
+  -- What is left: content that changed meanwhile, repeats, claims that were lost.
+  for v_left in
+    select c.file_url, c.claim_token, c.etag from unnest(p_completions) c
+     where c.file_url <> all (coalesce(v_done, '{}'))
+  loop
+    file_url := v_left.file_url;
+    outcome := filemark.complete_changed_file(p_pipeline, file_url, v_left.claim_token, v_left.etag, v_now);
+    return next;
+  end loop;
 end
 $function$;
 
@@ -267,6 +512,84 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION filemark.held_by_request (
+  p_pipeline   text,
+  p_request_id uuid
+)
+  RETURNS text[]
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_urls text[];
+begin
+  perform pg_advisory_xact_lock(hashtextextended('filemark ' || p_request_id, 0));
+  select r.file_urls into v_urls
+    from filemark.claim_requests r
+   where r.pipeline = p_pipeline and r.request_id = p_request_id;
+  if not found then
+    return null;
+  end if;
+  return array(
+    select f.file_url::text
+      from unnest(v_urls) with ordinality u (url, position)
+      join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+     where f.status = 'processing' and f.request_id = p_request_id
+     order by u.position);
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.insert_records (
+  p_target  regclass,
+  p_records jsonb
+)
+  RETURNS bigint
+  LANGUAGE plpgsql
+  SET search_path TO 'public', 'extensions'
+  AS $function$
+declare
+  v_shape record;
+  v_names text;
+  v_columns text;
+  v_unknown text;
+  v_rows bigint;
+  v_total bigint := 0;
+begin
+  -- Records of one shape (the same keys) go in together, in their order.
+  for v_shape in
+    select s.keys, jsonb_agg(s.record order by s.position) as records
+      from (select array(select jsonb_object_keys(e.record)) as keys, e.record, e.position
+              from jsonb_array_elements(p_records) with ordinality e (record, position)) s
+     group by s.keys
+     order by min(s.position)
+  loop
+    select string_agg(quote_ident(a.attname), ', ' order by k.position),
+           string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ', ' order by k.position),
+           min(k.name) filter (where a.attname is null)
+      into v_names, v_columns, v_unknown
+      from unnest(v_shape.keys) with ordinality k (name, position)
+      left join pg_catalog.pg_attribute a
+        on a.attrelid = p_target and a.attname = k.name and a.attnum > 0 and not a.attisdropped;
+    if v_unknown is not null then
+      raise exception 'p_records names a column "%" that % does not have',
+        filemark.on_one_line(v_unknown, 100), filemark.on_one_line(p_target::text)
+        using errcode = 'PT400';
+    end if;
+    if v_names is null then
+      execute format('insert into %s select from jsonb_array_elements($1) on conflict do nothing', p_target)
+        using v_shape.records;
+    else
+      execute format('insert into %s (%s) select %2$s from jsonb_to_recordset($1) as r (%3$s) on conflict do nothing',
+                     p_target, v_names, v_columns)
+        using v_shape.records;
+    end if;
+    get diagnostics v_rows = row_count;
+    v_total := v_total + v_rows;
+  end loop;
+  return v_total;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION filemark.lock_known_file (
   p_file_url text,
   p_reason   text,
@@ -288,9 +611,724 @@ begin
    where f.pipeline = p_pipeline and f.file_url = p_file_url
      for no key update;
   if not found then
-    raise exception 'file "%" is unknown in pipeline "%"', p_file_url, p_pipeline using errcode = 'PT404';
+    raise exception 'file "%" is unknown in pipeline "%"',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(p_pipeline)
+      using errcode = 'PT404';
   end if;
   return v_file;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.note_content (
+  p_file         filemark.file_checkpoints,
+  p_content      jsonb,
+  p_on_overwrite text,
+  p_now          timestamp with time zone,
+  p_actor        text                      DEFAULT NULL::text
+)
+  RETURNS boolean
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_etag text := p_content ->> 'etag';
+begin
+  -- Content that comes back while the file is processed is news too: the holder may have read the other.
+  if v_etag is null or v_etag = coalesce(p_file.superseded_by ->> 'etag', p_file.etag) then
+    return false;
+  elsif p_file.etag is null then
+    update filemark.file_checkpoints f
+       set etag = v_etag
+     where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+    return false;
+  elsif p_on_overwrite = 'ignore' then
+    return false;
+  elsif p_file.status = 'processing' then
+    update filemark.file_checkpoints f
+       set superseded_by = p_content
+     where f.pipeline = p_file.pipeline and f.file_url = p_file.file_url;
+    return true;
+  else
+    perform filemark.start_generation(p_file.pipeline, p_file.file_url, p_content, p_now, p_actor);
+    return true;
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.on_one_line (
+  p_text   text,
+  p_length integer DEFAULT 3000
+)
+  RETURNS text
+  LANGUAGE plpgsql
+  IMMUTABLE
+  SET search_path TO ''
+  AS $function$
+begin
+  return regexp_replace(
+    case when length(p_text) > p_length then left(p_text, p_length) || '…' else p_text end,
+    '[\u0001-\u001f\u007f]', '�', 'g');
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.parse_completions (
+  p_completions jsonb,
+  p_pipeline    text
+)
+  RETURNS filemark.completion[]
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_keys constant text[] := array[
+    'file_url', 'claim_token', 'records_total', 'records_filtered', 'records_persisted', 'processing_time_ms',
+    'accumulated_results', 'etag'];
+  v_bad record;
+  v_completions filemark.completion[];
+begin
+  if jsonb_typeof(p_completions) is distinct from 'array' then
+    perform filemark.refuse_argument('p_completions', p_completions::text, 'a JSON array of objects');
+  elsif jsonb_array_length(p_completions) > 100 then
+    perform filemark.refuse_size('p_completions', jsonb_array_length(p_completions), 100, 'completions');
+  end if;
+
+  select e.position - 1 as index, e.entry, checked.verdict,
+         case when jsonb_typeof(e.entry) = 'object' then
+           (select min(k.key) from jsonb_object_keys(e.entry - v_keys) k (key))
+         end as unknown_key
+    into v_bad
+    from jsonb_array_elements(p_completions) with ordinality e (entry, position)
+   cross join lateral (
+     select case
+       when jsonb_typeof(e.entry) <> 'object' or e.entry - v_keys <> '{}' then
+         'an object'
+       when jsonb_typeof(e.entry -> 'file_url') is distinct from 'string'
+            or jsonb_typeof(e.entry -> 'etag') not in ('string', 'null') then
+         'an object with texts as file_url and etag'
+       when exists (select from jsonb_each_text(e.entry - array['file_url', 'etag', 'accumulated_results']) n (key, value)
+                     where case when n.value ~ '^[0-9]{1,19}(\.0+)?$'
+                                then n.value::numeric > 9223372036854775807 else n.value is not null end) then
+         'an object with a claim_token, and whole numbers of 0 or more as counts and time'
+       end
+   ) as checked (verdict)
+   where checked.verdict is not null
+   limit 1;
+  if found and v_bad.unknown_key is not null then
+    perform filemark.refuse_key(format('p_completions[%s].%s', v_bad.index, v_bad.unknown_key), v_keys);
+  elsif found then
+    perform filemark.refuse_argument(
+      format('p_completions[%s]', v_bad.index), v_bad.entry::text, v_bad.verdict);
+  end if;
+
+  if (select count(distinct e.entry ->> 'file_url') from jsonb_array_elements(p_completions) e (entry))
+     < jsonb_array_length(p_completions) then
+    perform filemark.refuse_argument('p_completions', p_completions::text, 'an array that names each file_url once');
+  end if;
+
+  v_completions := array(
+    select (c.file_url, c.claim_token, coalesce(c.records_total, 0), coalesce(c.records_filtered, 0),
+            coalesce(c.records_persisted, 0), c.processing_time_ms,
+            nullif(c.accumulated_results, 'null'), c.etag)::filemark.completion
+      from jsonb_to_recordset(p_completions) as c (
+             file_url text, claim_token numeric, records_total numeric, records_filtered numeric,
+             records_persisted numeric, processing_time_ms numeric, accumulated_results jsonb, etag text)
+     order by c.file_url collate "C");
+  perform filemark.check_completion(c, p_pipeline, format('p_completions[%s].', c.file_url))
+     from unnest(v_completions) c;
+  return v_completions;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.reclaim_stale_claims (
+  p_limit    integer DEFAULT 1000,
+  p_dry_run  boolean DEFAULT false,
+  p_pipeline text    DEFAULT NULL::text
+)
+  RETURNS TABLE (
+    pipeline text,
+    file_url text,
+    action   text
+  )
+  LANGUAGE plpgsql
+  SECURITY DEFINER
+  SET search_path TO ''
+  SET plan_cache_mode TO 'force_generic_plan'
+  SET enable_seqscan TO 'off'
+  SET enable_bitmapscan TO 'off'
+  SET enable_sort TO 'off'
+  AS $function$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_settings filemark.pipelines;
+  v_file filemark.file_checkpoints;
+begin
+  perform filemark.check_number('p_limit', p_limit, 1, 1000000);
+  if p_dry_run is null then
+    perform filemark.refuse_argument('p_dry_run', null, 'true or false');
+  end if;
+  if p_pipeline is not null and not exists (select from filemark.pipelines p where p.pipeline = p_pipeline) then
+    raise exception 'pipeline "%" is unknown', filemark.on_one_line(p_pipeline) using errcode = 'PT404';
+  end if;
+
+  for v_settings in
+    select p.* from filemark.pipelines p where p_pipeline is null or p.pipeline = p_pipeline order by p.pipeline
+  loop
+    if p_dry_run then
+      return query
+      select f.pipeline::text, f.file_url::text,
+             case when f.attempts >= v_settings.max_attempts and f.superseded_by is null
+                  then 'would_dead_letter' else 'would_reclaim' end
+        from filemark.file_checkpoints f
+       where f.pipeline = v_settings.pipeline and f.status = 'processing' and f.lease_check_at <= v_now
+         and f.lease_expires_at <= v_now
+       order by f.lease_check_at
+       limit p_limit;
+      continue;
+    end if;
+
+    for v_file in
+      select f.* from filemark.file_checkpoints f
+       where f.pipeline = v_settings.pipeline and f.status = 'processing' and f.lease_check_at <= v_now
+       order by f.lease_check_at
+       limit p_limit
+         for no key update skip locked
+    loop
+      pipeline := v_file.pipeline;
+      file_url := v_file.file_url;
+      if v_file.lease_expires_at > v_now then
+        update filemark.file_checkpoints f
+           set lease_check_at = v_file.lease_expires_at
+         where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
+        continue;
+      elsif v_file.attempts >= v_settings.max_attempts and v_file.superseded_by is null then
+        perform filemark.bury_lost_file(v_file, 'reclaim_stale_claims');
+        action := 'dead_lettered';
+      else
+        perform filemark.end_lost_claim(v_file, v_now, 'reclaim_stale_claims');
+        update filemark.file_checkpoints f
+           set status = 'pending', claim_ended = 'lost', lease_expires_at = null, lease_check_at = null
+         where f.pipeline = v_file.pipeline and f.file_url = v_file.file_url;
+        action := 'reclaimed';
+      end if;
+      return next;
+    end loop;
+
+    -- A repeat of a batch claim comes within minutes; its request is forgotten after a day.
+    delete from filemark.claim_requests r
+     where r.pipeline = v_settings.pipeline
+       and r.request_id in (select o.request_id from filemark.claim_requests o
+                             where o.pipeline = v_settings.pipeline and o.claimed_at < v_now - interval '1 day'
+                             limit p_limit
+                               for update skip locked);
+  end loop;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.refuse_argument (
+  p_name    text,
+  p_value   text,
+  p_allowed text
+)
+  RETURNS void
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+begin
+  raise exception '% must be %, not %', filemark.on_one_line(p_name), p_allowed,
+    coalesce('"' || filemark.on_one_line(p_value, 100) || '"', 'null')
+    using errcode = 'PT400';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.refuse_claim (
+  p_pipeline    text,
+  p_file_url    text,
+  p_claim_token bigint
+)
+  RETURNS void
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_file record;
+begin
+  perform filemark.check_key(p_pipeline, p_file_url);
+  if p_claim_token is null or p_claim_token < 1 then
+    perform filemark.refuse_argument('p_claim_token', p_claim_token::text, 'the token of a claim');
+  end if;
+  select f.status, f.claim_token, f.claim_ended, f.processed_by
+    into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url;
+  if not found then
+    raise exception 'file "%" is unknown in pipeline "%"',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(p_pipeline)
+      using errcode = 'PT404', hint = 'Claim it with claim_file, or register it with register_files.';
+  end if;
+  raise exception 'claim % on file "%" is lost', p_claim_token, filemark.on_one_line(p_file_url)
+    using errcode = 'PT409',
+          detail = case
+            when v_file.claim_token > p_claim_token then
+              format('It is now %s; the last claim is %s, by %s.',
+                     v_file.status, v_file.claim_token, coalesce(v_file.processed_by, 'nobody'))
+            when v_file.claim_token < p_claim_token then
+              format('There was no such claim: the last one is %s.', v_file.claim_token)
+            else
+              format('The claim ended (%s); the file is now %s.', v_file.claim_ended, v_file.status)
+          end,
+          hint = 'Stop working on the file: what was not saved with this token will be done by another worker.';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.refuse_key (
+  p_name  text,
+  p_known text[]
+)
+  RETURNS void
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+begin
+  raise exception '% is unknown; known are %',
+    filemark.on_one_line(p_name, 100), array_to_string(p_known, ', ')
+    using errcode = 'PT400';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.refuse_size (
+  p_name  text,
+  p_size  bigint,
+  p_limit bigint,
+  p_unit  text
+)
+  RETURNS void
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+begin
+  raise exception '% has % %, the limit is %', filemark.on_one_line(p_name), p_size, p_unit, p_limit
+    using errcode = 'PT413';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.repeated_checkpoint (
+  p_pipeline            text,
+  p_file_url            text,
+  p_claim_token         bigint,
+  p_cursor              jsonb,
+  p_items_processed     bigint,
+  p_accumulated_results jsonb,
+  p_checkpoint_seq      bigint,
+  OUT                   checkpoint_seq bigint,
+  OUT                   lease_expires_at timestamp with time zone,
+  OUT                   history_length bigint,
+  OUT                   records_persisted bigint
+)
+  RETURNS record
+  LANGUAGE plpgsql
+  SET search_path TO ''
+  AS $function$
+declare
+  v_file record;
+  v_saved record;
+begin
+  select f.checkpoint_seq, f.items_processed, f.accumulated_results, f.lease_expires_at, f.history_length
+    into v_file
+    from filemark.file_checkpoints f
+   where f.pipeline = p_pipeline and f.file_url = p_file_url
+     and f.claim_token = p_claim_token and f.status = 'processing'
+     for no key update;
+  if not found then
+    perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
+  end if;
+
+  if coalesce(p_checkpoint_seq, v_file.checkpoint_seq) = v_file.checkpoint_seq then
+    select h.cursor, h.items_processed, h.records_persisted
+      into v_saved
+      from filemark.checkpoint_history h
+     where h.pipeline = p_pipeline and h.file_url = p_file_url
+       and h.checkpoint_seq = v_file.checkpoint_seq and h.claim_token = p_claim_token;
+    if v_saved.cursor = p_cursor and v_saved.items_processed = p_items_processed
+       and coalesce(nullif(p_accumulated_results, 'null') = v_file.accumulated_results,
+                    nullif(p_accumulated_results, 'null') is null) then
+      checkpoint_seq := v_file.checkpoint_seq;
+      lease_expires_at := v_file.lease_expires_at;
+      history_length := v_file.history_length;
+      records_persisted := v_saved.records_persisted;
+      return;
+    end if;
+  end if;
+
+  if p_checkpoint_seq > v_file.checkpoint_seq + 1 then
+    raise exception 'p_checkpoint_seq % leaves a gap: the last checkpoint of file "%" is %',
+      p_checkpoint_seq, filemark.on_one_line(p_file_url), v_file.checkpoint_seq using errcode = 'PT412';
+  elsif p_checkpoint_seq <= v_file.checkpoint_seq then
+    raise exception 'p_checkpoint_seq % of file "%" was saved before, with other content or by another claim; '
+      'the last checkpoint is %', p_checkpoint_seq, filemark.on_one_line(p_file_url), v_file.checkpoint_seq
+      using errcode = 'PT412';
+  else
+    raise exception 'p_items_processed % of file "%" %: % are saved already',
+      p_items_processed, filemark.on_one_line(p_file_url),
+      case when p_items_processed < v_file.items_processed then 'steps back' else 'does not advance' end,
+      v_file.items_processed
+      using errcode = 'PT412', hint = 'It is the total done in the file so far, not the size of a batch.';
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.save_checkpoint (
+  p_file_url            text,
+  p_claim_token         bigint,
+  p_cursor              jsonb,
+  p_items_processed     bigint,
+  p_accumulated_results jsonb,
+  p_checkpoint_seq      bigint,
+  p_items_total         bigint,
+  p_records_persisted   bigint,
+  p_pipeline            text
+)
+  RETURNS TABLE (
+    checkpoint_seq   bigint,
+    lease_expires_at timestamp with time zone,
+    history_length   bigint
+  )
+  LANGUAGE plpgsql
+  SECURITY DEFINER
+  SET search_path TO ''
+  SET plan_cache_mode TO 'force_generic_plan'
+  SET enable_seqscan TO 'off'
+  SET enable_bitmapscan TO 'off'
+  SET enable_sort TO 'off'
+  AS $function$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_settings record;
+begin
+  select p.lease_seconds, p.cursor_limit_bytes, p.results_limit_bytes
+    into v_settings
+    from filemark.pipelines p
+   where p.pipeline = p_pipeline;
+  if coalesce(p_cursor, 'null') = 'null' then
+    perform filemark.refuse_argument('p_cursor', null, 'the next position to process, as any JSON');
+  end if;
+  perform filemark.check_number('p_items_processed', p_items_processed, 0, 9223372036854775807),
+          filemark.check_number('p_checkpoint_seq', coalesce(p_checkpoint_seq, 1), 1, 9223372036854775807),
+          filemark.check_number('p_items_total', coalesce(p_items_total, 0), 0, 9223372036854775807),
+          filemark.check_size('p_cursor', p_cursor, v_settings.cursor_limit_bytes),
+          filemark.check_size('p_accumulated_results', p_accumulated_results, v_settings.results_limit_bytes);
+
+  return query
+  with saved as (
+    update filemark.file_checkpoints f
+       set cursor = p_cursor,
+           items_processed = p_items_processed,
+           items_total = coalesce(p_items_total, f.items_total),
+           accumulated_results = coalesce(nullif(p_accumulated_results, 'null'), f.accumulated_results),
+           checkpoint_seq = f.checkpoint_seq + 1,
+           checkpointed_at = v_now,
+           history_length = f.history_length + 1,
+           records_persisted = f.records_persisted + p_records_persisted,
+           -- Never shorter: this call may have waited for the lock while another renewed the lease.
+           lease_expires_at = greatest(f.lease_expires_at, v_now + make_interval(secs => v_settings.lease_seconds)),
+           attempts = case when p_items_processed > f.items_processed then 1 else f.attempts end
+     where f.pipeline = p_pipeline
+       and f.file_url = p_file_url
+       and f.claim_token = p_claim_token
+       and f.status = 'processing'
+       and f.items_processed <= p_items_processed
+       and f.checkpoint_seq + 1 = coalesce(p_checkpoint_seq, f.checkpoint_seq + 1)
+    returning f.checkpoint_seq, f.lease_expires_at, f.history_length
+  ), noted as (
+    insert into filemark.checkpoint_history (
+      pipeline, file_url, checkpoint_seq, cursor, items_processed, records_persisted, claim_token, saved_at)
+    select p_pipeline, p_file_url, s.checkpoint_seq, p_cursor, p_items_processed, p_records_persisted,
+           p_claim_token, v_now
+      from saved s
+  )
+  select s.checkpoint_seq, s.lease_expires_at, s.history_length from saved s;
+
+  if not found then
+    return query
+    select r.checkpoint_seq, r.lease_expires_at, r.history_length
+      from filemark.repeated_checkpoint(
+        p_pipeline, p_file_url, p_claim_token, p_cursor, p_items_processed, p_accumulated_results,
+        p_checkpoint_seq) r;
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION filemark.target_table (
+  p_target text
+)
+  RETURNS regclass
+  LANGUAGE plpgsql
+  STABLE
+  SET search_path TO ''
+  AS $function$
+declare
+  v_name text[];
+  v_table regclass;
+begin
+  begin
+    v_name := parse_ident(p_target);
+    v_table := to_regclass(case cardinality(v_name)
+      when 1 then format('public.%I', v_name[1])
+      when 2 then format('%I.%I', v_name[1], v_name[2])
+    end);
+  exception
+    when invalid_parameter_value or invalid_name or syntax_error then
+      v_table := null;
+  end;
+  if v_table is null
+     or not exists (select from pg_catalog.pg_class c where c.oid = v_table and c.relkind in ('r', 'p', 'v', 'f'))
+     -- 8: takes inserts, by rules or triggers too
+     or pg_relation_is_updatable(v_table, true) & 8 = 0
+     -- on conflict knows no keys that are checked later
+     or exists (select from pg_catalog.pg_index i where i.indrelid = v_table and not i.indimmediate) then
+    perform filemark.refuse_argument(
+      'p_target', p_target, 'the name of a table that takes inserts and has no deferrable key, as schema.table');
+  end if;
+  return v_table;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION public.complete_and_claim_next (
+  p_worker_id   text,
+  p_completions jsonb,
+  p_limit       integer DEFAULT 1,
+  p_pipeline    text    DEFAULT 'default'::text,
+  p_file_type   text    DEFAULT NULL::text,
+  p_request_id  uuid    DEFAULT NULL::uuid
+)
+  RETURNS TABLE (
+    outcome             text,
+    pipeline            text,
+    file_url            text,
+    file_type           text,
+    file_timestamp      timestamp with time zone,
+    etag                text,
+    size_bytes          bigint,
+    metadata            jsonb,
+    generation          bigint,
+    claim_token         bigint,
+    attempts            integer,
+    max_attempts        integer,
+    lease_seconds       integer,
+    lease_expires_at    timestamp with time zone,
+    cursor              jsonb,
+    items_processed     bigint,
+    items_total         bigint,
+    accumulated_results jsonb,
+    checkpoint_seq      bigint
+  )
+  LANGUAGE plpgsql
+  SECURITY DEFINER
+  SET search_path TO ''
+  SET plan_cache_mode TO 'force_generic_plan'
+  SET enable_seqscan TO 'off'
+  SET enable_bitmapscan TO 'off'
+  SET enable_sort TO 'off'
+  AS $function$
+declare
+  v_completions filemark.completion[];
+  v_finished record;
+  v_is_limited boolean;
+begin
+  perform filemark.check_text('p_worker_id', p_worker_id, 200),
+          filemark.check_number('p_limit', p_limit, 1, 100),
+          filemark.check_text('p_pipeline', p_pipeline, 100),
+          filemark.check_text('p_file_type', coalesce(p_file_type, '-'), 100);
+  v_completions := filemark.parse_completions(p_completions, p_pipeline);
+
+  -- The pipeline's row before any file's, where a limit will have it locked.
+  perform from filemark.pipelines p
+    where p.pipeline = p_pipeline and p.max_concurrency is not null
+      for no key update;
+  v_is_limited := found;
+  for v_finished in select c.file_url, c.outcome from filemark.complete_files(p_pipeline, v_completions) c loop
+    if v_finished.outcome = 'claim_lost' then
+      outcome := 'claim_lost';
+      pipeline := p_pipeline;
+      file_url := v_finished.file_url;
+      return next;
+    end if;
+  end loop;
+
+  -- A limit that was set since counts from the next call on: the pipeline is not locked behind files.
+  return query
+  select * from filemark.claim_next(p_pipeline, p_worker_id, p_limit, p_file_type, p_request_id, v_is_limited);
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION public.complete_file (
+  p_file_url            text,
+  p_claim_token         bigint,
+  p_records_total       bigint DEFAULT 0,
+  p_records_filtered    bigint DEFAULT 0,
+  p_records_persisted   bigint DEFAULT 0,
+  p_processing_time_ms  bigint DEFAULT NULL::bigint,
+  p_accumulated_results jsonb  DEFAULT NULL::jsonb,
+  p_etag                text   DEFAULT NULL::text,
+  p_pipeline            text   DEFAULT 'default'::text
+)
+  RETURNS TABLE (
+    outcome text
+  )
+  LANGUAGE plpgsql
+  SECURITY DEFINER
+  SET search_path TO ''
+  SET plan_cache_mode TO 'force_generic_plan'
+  SET enable_seqscan TO 'off'
+  SET enable_bitmapscan TO 'off'
+  SET enable_sort TO 'off'
+  AS $function$
+declare
+  v_completion filemark.completion := (
+    p_file_url, p_claim_token, p_records_total, p_records_filtered, p_records_persisted,
+    p_processing_time_ms, nullif(p_accumulated_results, 'null'), p_etag);
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100),
+          filemark.check_completion(v_completion, p_pipeline, 'p_');
+  select c.outcome into outcome from filemark.complete_files(p_pipeline, array[v_completion]) c;
+  if outcome = 'claim_lost' then
+    perform filemark.refuse_claim(p_pipeline, p_file_url, p_claim_token);
+  end if;
+  return next;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION public.pipeline_stats (
+  p_pipeline text DEFAULT NULL::text
+)
+  RETURNS TABLE (
+    pipeline                   text,
+    pending                    bigint,
+    processing                 bigint,
+    completed                  bigint,
+    failed                     bigint,
+    dead_letter                bigint,
+    skipped                    bigint,
+    total                      bigint,
+    oldest_pending_age_seconds double precision,
+    records_total              bigint,
+    records_filtered           bigint,
+    records_persisted          bigint,
+    records_rejected           bigint,
+    failure_ratio              double precision,
+    last_completed_at          timestamp with time zone
+  )
+  LANGUAGE plpgsql
+  STABLE
+  SECURITY DEFINER
+  SET search_path TO ''
+  AS $function$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  return query
+  select p.pipeline::text, s.pending, s.processing, s.completed, s.failed, s.dead_letter, s.skipped, s.total,
+         extract(epoch from v_now - s.oldest_pending)::double precision, s.records_total, s.records_filtered,
+         s.records_persisted, s.records_rejected,
+         (s.failed + s.dead_letter)::double precision / nullif(s.completed + s.failed + s.dead_letter, 0),
+         s.last_completed_at
+    from filemark.pipelines p
+   cross join lateral (
+     select count(*) filter (where f.status = 'pending') as pending,
+            count(*) filter (where f.status = 'processing') as processing,
+            count(*) filter (where f.status = 'completed') as completed,
+            count(*) filter (where f.status = 'failed') as failed,
+            count(*) filter (where f.status = 'dead_letter') as dead_letter,
+            count(*) filter (where f.status = 'skipped') as skipped,
+            count(*) as total,
+            min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending,
+            least(coalesce(sum(f.records_total), 0), 9223372036854775807)::bigint as records_total,
+            least(coalesce(sum(f.records_filtered), 0), 9223372036854775807)::bigint as records_filtered,
+            least(coalesce(sum(f.records_persisted), 0), 9223372036854775807)::bigint as records_persisted,
+            least(coalesce(sum(f.records_rejected), 0), 9223372036854775807)::bigint as records_rejected,
+            max(f.completed_at) as last_completed_at
+       from filemark.file_checkpoints f
+      where f.pipeline = p.pipeline
+   ) s
+   where p_pipeline is null or p.pipeline = p_pipeline
+   order by p.pipeline;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION public.register_files (
+  p_files    jsonb,
+  p_pipeline text  DEFAULT 'default'::text
+)
+  RETURNS TABLE (
+    registered      bigint,
+    new_generations bigint,
+    unchanged       bigint
+  )
+  LANGUAGE plpgsql
+  SECURITY DEFINER
+  SET search_path TO ''
+  SET plan_cache_mode TO 'force_generic_plan'
+  SET enable_seqscan TO 'off'
+  SET enable_bitmapscan TO 'off'
+  SET enable_sort TO 'off'
+  AS $function$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_on_overwrite text;
+  v_known filemark.file_checkpoints;
+  v_content jsonb;
+begin
+  perform filemark.check_text('p_pipeline', p_pipeline, 100);
+  perform filemark.check_files(p_files);
+  perform filemark.ensure_pipeline(p_pipeline);
+
+  insert into filemark.file_checkpoints (
+    pipeline, file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, created_at)
+  select p_pipeline, e.file_url, e.file_type, e.file_timestamp, e.etag, e.size_bytes::bigint, coalesce(e.priority::int, 0),
+         coalesce(e.available_at, v_now), coalesce(nullif(e.metadata, 'null'), '{}'), v_now
+    from (
+      select distinct on (r.file_url collate "C") r.*
+        from rows from (
+          jsonb_to_recordset(p_files) as (
+            file_url text, file_type text, file_timestamp timestamptz, etag text, size_bytes numeric,
+            priority numeric, available_at timestamptz, metadata jsonb)
+        ) with ordinality as r (
+            file_url, file_type, file_timestamp, etag, size_bytes, priority, available_at, metadata, position)
+       order by r.file_url collate "C", r.position desc
+    ) e
+      on conflict (pipeline, file_url) do nothing;
+  get diagnostics registered = row_count;
+  new_generations := 0;
+
+  -- Those that were known, and came with an etag that is not the one they have.
+  if registered < jsonb_array_length(p_files) then
+    select p.on_overwrite into v_on_overwrite from filemark.pipelines p where p.pipeline = p_pipeline;
+    for v_content in
+      select latest.entry
+        from (
+          select distinct on ((e.entry ->> 'file_url') collate "C") e.entry
+            from jsonb_array_elements(p_files) with ordinality e (entry, position)
+           order by (e.entry ->> 'file_url') collate "C", e.position desc
+        ) latest
+       cross join lateral (
+         -- The offset keeps this a look-up per entry, however small the table was when this was planned.
+         select coalesce(c.superseded_by ->> 'etag', c.etag) as etag from filemark.file_checkpoints c
+          where c.pipeline = p_pipeline and c.file_url = latest.entry ->> 'file_url' offset 0
+       ) f
+       where latest.entry ->> 'etag' <> coalesce(f.etag, '')
+       order by (latest.entry ->> 'file_url') collate "C"
+    loop
+      select f.* into v_known
+        from filemark.file_checkpoints f
+       where f.pipeline = p_pipeline and f.file_url = v_content ->> 'file_url'
+         for no key update;
+      if filemark.note_content(v_known, v_content, v_on_overwrite, v_now) then
+        new_generations := new_generations + 1;
+      end if;
+    end loop;
+  end if;
+
+  unchanged := jsonb_array_length(p_files) - registered - new_generations;
+  return next;
 end
 $function$;
 
@@ -322,7 +1360,8 @@ begin
   v_file := filemark.lock_known_file(p_file_url, p_reason, p_actor, p_pipeline);
   v_checkpoint := filemark.checkpoint_to_resume(v_file, p_from);
   if v_file.status = 'processing' and p_force is not true then
-    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+    raise exception 'file "%" is being processed by %',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(v_file.processed_by)
       using errcode = 'PT422',
             detail = format('Its lease ends at %s.', v_file.lease_expires_at),
             hint = 'To take it from its holder: p_force => true.';
@@ -371,7 +1410,8 @@ begin
   if v_file.status = 'skipped' then
     return;
   elsif v_file.status = 'processing' then
-    raise exception 'file "%" is being processed by %', p_file_url, v_file.processed_by
+    raise exception 'file "%" is being processed by %',
+      filemark.on_one_line(p_file_url), filemark.on_one_line(v_file.processed_by)
       using errcode = 'PT422',
             detail = format('Its lease ends at %s.', v_file.lease_expires_at),
             hint = 'To take it from its holder first: select requeue_file(…, p_force => true).';
@@ -571,6 +1611,8 @@ Returns: one row of filemark.pipelines, as it is now.
 Errors: PT400 bad argument.';
 
 COMMENT ON FUNCTION "filemark"."insert_records"(regclass, jsonb) IS 'Internal: what persist_records, which runs as its caller, is made of.';
+
+COMMENT ON FUNCTION "filemark"."on_one_line"(text, integer) IS 'Internal: what persist_records, which runs as its caller, is made of.';
 
 COMMENT ON FUNCTION "filemark"."reclaim_stale_claims"(integer, boolean, text) IS 'Ends claims whose lease is over, without a worker.
 
@@ -835,7 +1877,15 @@ REVOKE ALL ON FUNCTION "filemark"."add_claimed_file"(text, text, jsonb, timestam
 
 REVOKE ALL ON FUNCTION "filemark"."apply_settings"(filemark.pipelines, jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION "filemark"."claim_next"(text, text, integer, text, uuid, boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION "filemark"."held_by_request"(text, uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION "filemark"."lock_known_file"(text, text, text, text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION "filemark"."on_one_line"(text, integer) FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION "filemark"."on_one_line"(text, integer) TO "filemark_operator", "filemark_worker";
 
 REVOKE ALL ON FUNCTION "public"."skip_file"(text, text, text, text) FROM PUBLIC;
 
@@ -913,6 +1963,7 @@ begin
            filemark.save_checkpoint(text, bigint, jsonb, bigint, jsonb, bigint, bigint, bigint, text),
            filemark.target_table(text),
            filemark.insert_records(regclass, jsonb),
+           filemark.on_one_line(text, int),
            filemark.refuse_argument(text, text, text),
            filemark.refuse_size(text, bigint, bigint, text)
          to %I', v_role);

@@ -146,7 +146,7 @@ async function expectOneWinnerEach(files: number, token: number): Promise<void> 
   expect(agreeing.length).toBe(files)
 }
 
-describe('32 connections that start together', () => {
+describe('32 connections that start together', { tags: 'sessions' }, () => {
   test('claim 2,000 files by claim_file: one winner per file, none left over', async () => {
     await registerMany(2000)
     await race(32, (worker) => `call race_by_name('${worker}', 2000)`)
@@ -390,6 +390,7 @@ describe('max_concurrency', () => {
   }
   test.each(Object.entries(atOnce))(
     'gives 16 racing claimers by %s exactly as many claims as it allows',
+    { tags: 'sessions' },
     async (_, statement) => {
       await configure(db.sql, { max_concurrency: 5 })
       await registerMany(20)
@@ -402,6 +403,7 @@ describe('max_concurrency', () => {
 
   test.each(['work_by_name', 'work_on_next'])(
     'is never exceeded by 16 workers that claim and complete (%s)',
+    { tags: 'sessions' },
     async (procedure) => {
       await configure(db.sql, { max_concurrency: 5 })
       await registerMany(400)
@@ -472,7 +474,7 @@ describe('a refused claim_file', () => {
     dead_letter: async () => fail(db.sql, 'a', (await claim(db.sql, 'a')).claim_token, { retryable: false }),
     skipped: async () => {
       await register(db.sql, { file_url: 'a' })
-      await db.sql`update filemark.file_checkpoints set status = 'skipped'`
+      await call(db.sql, 'skip_file', { file_url: 'a' })
     },
     paused: async () => {
       await register(db.sql, { file_url: 'a' })
@@ -569,7 +571,7 @@ describe('claim_file', () => {
   })
 })
 
-describe('two sessions that meet on one file', () => {
+describe('two sessions that meet on one file', { tags: 'sessions' }, () => {
   const starts: Record<string, () => Promise<unknown>> = {
     'a pending': () => register(db.sql, { file_url: 'a' }),
     // The pipeline is there, so that they meet on the file and not on the pipeline's first use.
@@ -634,7 +636,7 @@ describe('two sessions that meet on one file', () => {
     },
   )
 
-  test('a claim waits for the slot that another session is taking, and finds it taken', async () => {
+  test('rule 6.10: a claim waits for the slot that another session is taking, and finds it taken', async () => {
     await configure(db.sql, { max_concurrency: 1 })
     await register(db.sql, { file_url: 'a', priority: 1 }, { file_url: 'b' })
     await one.sql`begin`

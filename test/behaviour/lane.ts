@@ -34,10 +34,6 @@ export const hasPgCron = lane === 'direct' && process.env.FILEMARK_TEST_PRELOAD 
 /** Where tests with a tag do not run, and why. */
 const exclusions = {
   sessions: { excluded: lane === 'pglite', reason: 'needs two sessions at once; PGlite has one' },
-  server: {
-    excluded: lane === 'pglite',
-    reason: 'starts a Postgres server of its own; the PGlite lane has none',
-  },
   pg_cron: { excluded: !hasPgCron, reason: 'needs pg_cron, which only the Postgres 15 lane has' },
 } as const
 

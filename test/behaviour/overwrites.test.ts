@@ -19,6 +19,7 @@ import {
   started,
   tryClaim,
 } from './calls.ts'
+import { caller } from './lane.ts'
 import {
   contents,
   empty,
@@ -92,7 +93,7 @@ const rests: Record<string, () => Promise<unknown>> = {
   dead_letter: async () => fail(db.sql, 'a', (await claimAndProgress()).claim_token, { retryable: false }),
   skipped: async () => {
     await release(db.sql, 'a', (await claimAndProgress()).claim_token)
-    await db.sql`update filemark.file_checkpoints set status = 'skipped'`
+    await call(db.sql, 'skip_file', { file_url: 'a' })
   },
 }
 
@@ -148,7 +149,7 @@ describe('rule 6.11: a new etag on a file that is not being processed', () => {
       expect((await events(db.sql, 'a')).at(-1)).toEqual({
         file_url: 'a',
         event: 'overwritten',
-        actor: 'postgres',
+        actor: caller,
         reason: null,
         detail: { old_etag: '1', new_etag: '2', generation: 2, old_status: status, old_items_processed: 10 },
       })
@@ -481,7 +482,7 @@ describe('rule 6.11: where overwrites are ignored, another etag', () => {
   })
 })
 
-describe('rule 6.11: news and the end of a claim meet under the lock:', () => {
+describe('rule 6.11: news and the end of a claim meet under the lock:', { tags: 'sessions' }, () => {
   test('news first: the completion is superseded', async () => {
     const { claim_token } = await claimAndProgress()
     await one.sql`begin`

@@ -440,7 +440,7 @@ describe('rule 6.3: a request whose claims have ended meanwhile claims nothing m
   })
 })
 
-describe('rule 6.3: twin requests in flight at the same time', () => {
+describe('rule 6.3: twin requests in flight at the same time', { tags: 'sessions' }, () => {
   const request_id = randomUUID()
   const twins: Record<string, (sql: Sql) => Promise<ClaimRow[]>> = {
     'claim_file of a known file': async (sql) => [await tryClaim(sql, 'a', { request_id })],
@@ -529,7 +529,7 @@ describe('rule 6.3: twin requests in flight at the same time', () => {
   })
 })
 
-describe('a checkpoint is refused with PT412 and changes nothing', () => {
+describe('rule 6.3: a checkpoint is refused with PT412 and changes nothing', () => {
   // The file is at checkpoint 2, 10 items, saved by token 1; the calls come from the holder.
   const conflicts: Record<string, { args: Record<string, unknown>; message: RegExp }> = {
     'other cursor under the same number': {
@@ -615,7 +615,9 @@ describe('a checkpoint is refused with PT412 and changes nothing', () => {
     expect(await fileRow(db.sql, 'a')).toMatchObject({ cursor: { next: 'x' }, items_processed: '10' })
   })
 
-  test('two checkpoints of one holder under the same number: one is saved, the other refused', async () => {
+  test('two checkpoints of one holder under the same number: one is saved, the other refused', {
+    tags: 'sessions',
+  }, async () => {
     const { claim_token } = await claim(db.sql, 'a')
     await one.sql`begin`
     await checkpoint(one.sql, 'a', claim_token, 5, { checkpoint_seq: 1 })

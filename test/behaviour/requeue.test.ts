@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { createDatabase, type TestDatabase } from '../database.ts'
 import {
@@ -9,10 +10,12 @@ import {
   configure,
   fail,
   only,
+  pick,
   refusal,
   register,
   tryClaim,
 } from './calls.ts'
+import { caller } from './lane.ts'
 import { contents, empty, eventNames, events, expireLease, fileRow, historyOf } from './tables.ts'
 
 let db: TestDatabase
@@ -52,7 +55,7 @@ const ends: Record<string, (token: string) => Promise<unknown>> = {
   completed: (token) => complete(db.sql, 'a', token, { records_total: 30, records_filtered: 1 }),
   skipped: async (token) => {
     await call(db.sql, 'release_file', { file_url: 'a', claim_token: token })
-    await db.sql`update filemark.file_checkpoints set status = 'skipped'`
+    await call(db.sql, 'skip_file', { file_url: 'a' })
   },
 }
 
@@ -192,7 +195,7 @@ describe('requeue_file', () => {
     expect(await events(db.sql, 'a')).toMatchObject([
       {
         event: 'requeued',
-        actor: 'postgres',
+        actor: caller,
         reason: null,
         detail: { force: true, old_status: 'processing' },
       },
@@ -214,7 +217,7 @@ describe('requeue_file', () => {
     expect(await contents(db.sql)).toEqual(before)
   })
 
-  test('takes a file from its holder by force, whose token is dead at once', async () => {
+  test('rule 6.1: takes a file from its holder by force, whose token is dead at once', async () => {
     const token = await claimWithHistory('a')
     expect(await requeue('a', { from: 'checkpoint:2', force: true })).toEqual([
       { status: 'pending', checkpoint_seq: '2' },
@@ -310,5 +313,90 @@ describe('requeue_file', () => {
     expect(await claim(db.sql, 'a')).toMatchObject({ items_processed: '30' })
     await requeue('a', { from: 'checkpoint:1', force: true })
     expect(await claim(db.sql, 'a')).toMatchObject({ items_processed: '10' })
+  })
+})
+
+describe('a requeue is undone by nothing that still arrives of the time before:', () => {
+  const request_id = randomUUID()
+  /** How the first claim may have ended before the file was requeued from the start. */
+  const befores: Record<string, (token: string) => Promise<unknown>> = {
+    ...ends,
+    pending: (token) => call(db.sql, 'release_file', { file_url: 'a', claim_token: token }),
+    'taken by force': async () => {},
+  }
+  const echoes: Record<string, (token: string) => Promise<unknown>> = {
+    'a repeat of complete_file': (token) =>
+      complete(db.sql, 'a', token, { records_total: 30, records_filtered: 1 }),
+    'complete_file of other content': (token) => complete(db.sql, 'a', token, { etag: 'e9' }),
+    'a repeat of fail_file': (token) => fail(db.sql, 'a', token),
+    'a repeat of fail_file for good': (token) => fail(db.sql, 'a', token, { retryable: false }),
+    'a repeat of release_file': (token) =>
+      call(db.sql, 'release_file', { file_url: 'a', claim_token: token }),
+    'a repeat of the last checkpoint': (token) => checkpoint(db.sql, 'a', token, 30, { checkpoint_seq: 3 }),
+    'a repeat of the first checkpoint': (token) => checkpoint(db.sql, 'a', token, 10, { checkpoint_seq: 1 }),
+    'a new checkpoint': (token) => checkpoint(db.sql, 'a', token, 40),
+    'a heartbeat': (token) => call(db.sql, 'extend_claim', { file_url: 'a', claim_token: token }),
+    'a batch of records': (token) =>
+      call(db.sql, 'persist_records', {
+        file_url: 'a',
+        claim_token: token,
+        target: 'target',
+        records: [{ id: 1 }],
+        cursor: 1,
+        items_processed: 40,
+      }),
+    "the holder's own transaction": (token) =>
+      call(db.sql, 'filemark.assert_claim', { file_url: 'a', claim_token: token }),
+    'a completion in complete_and_claim_next': (token) =>
+      call(db.sql, 'complete_and_claim_next', {
+        worker_id: 'w1',
+        completions: [{ file_url: 'a', claim_token: Number(token) }],
+        file_type: 'none',
+      }),
+    'a repeat of claim_file with its request id': () => tryClaim(db.sql, 'a', { request_id, etag: 'e1' }),
+    reclaim_stale_claims: () => call(db.sql, 'filemark.reclaim_stale_claims'),
+    'register_files with the same content': () => register(db.sql, { file_url: 'a', etag: 'e1' }),
+    'register_files without an etag': () => register(db.sql, { file_url: 'a' }),
+    'a repeat of the requeue': () => requeue('a', { from: 'start', force: true }),
+  }
+
+  test.each(Object.keys(befores).flatMap((before) => Object.keys(echoes).map((echo) => ({ before, echo }))))(
+    '$echo (it was $before)',
+    async ({ before, echo }) => {
+      const { claim_token } = await claim(db.sql, 'a', { request_id, etag: 'e1' })
+      for (const items of [10, 20, 30]) await checkpoint(db.sql, 'a', claim_token, items)
+      await pick(befores, before)(claim_token)
+      await requeue('a', { from: 'start', force: true, reason: 'wrong column', actor: 'ann' })
+      const requeued = await contents(db.sql)
+      await refusal(pick(echoes, echo)(claim_token))
+      expect(await contents(db.sql)).toEqual(requeued)
+      expect(await claim(db.sql, 'a', { worker_id: 'w2' })).toMatchObject({
+        claim_token: '2',
+        attempts: 1,
+        cursor: null,
+        items_processed: '0',
+        checkpoint_seq: '0',
+      })
+    },
+  )
+
+  test('a repeat of claim_next_files with its request id', async () => {
+    await register(db.sql, { file_url: 'a' })
+    const { claim_token } = only(await claimNext(db.sql, 1, { request_id }))
+    await complete(db.sql, 'a', claim_token)
+    await requeue('a', { from: 'start' })
+    const requeued = await contents(db.sql)
+    expect(await claimNext(db.sql, 1, { request_id })).toEqual([])
+    expect(await contents(db.sql)).toEqual(requeued)
+  })
+
+  test('a repeat of the requeue does not touch the one who has the file now', async () => {
+    await fail(db.sql, 'a', await claimWithHistory('a'))
+    await requeue('a', { from: 'start' })
+    const { claim_token } = await claim(db.sql, 'a', { worker_id: 'w2' })
+    await checkpoint(db.sql, 'a', claim_token, 5)
+    const held = await contents(db.sql)
+    expect(await refusal(requeue('a', { from: 'start' }))).toMatchObject({ code: 'PT422' })
+    expect(await contents(db.sql)).toEqual(held)
   })
 })

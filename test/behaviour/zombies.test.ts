@@ -155,7 +155,7 @@ describe('a zombie', () => {
     expect(await fileRow(db.sql, 'b')).toEqual(before)
   })
 
-  test('rule 6.1: loses its own transaction with its claim', async () => {
+  test('rule 6.1: loses its own transaction with its claim', { tags: 'sessions' }, async () => {
     const zombie = await claimAndFallAsleep('a')
     await one.sql`begin`
     await one.sql`insert into target values (1)`
@@ -231,7 +231,7 @@ describe('rule 6.1: a holder whose lease is over, and whom nobody overtook,', ()
   })
 })
 
-describe('a takeover and the old holder meet under the lock:', () => {
+describe('a takeover and the old holder meet under the lock:', { tags: 'sessions' }, () => {
   /** What each call of the old holder leaves for a takeover that comes a moment later. */
   const left: Record<string, string> = {
     checkpoint_file: 'held',
@@ -355,7 +355,7 @@ describe('a takeover and the old holder meet under the lock:', () => {
   })
 
   test.each(Object.keys(writes))(
-    'reclaim_stale_claims passes over a file whose holder is at work (%s)',
+    'rule 6.2: reclaim_stale_claims passes over a file whose holder is at work (%s)',
     async (name) => {
       const token = await claimAndFallAsleep('a')
       await one.sql`begin`
@@ -366,7 +366,7 @@ describe('a takeover and the old holder meet under the lock:', () => {
     },
   )
 
-  test.each(Object.keys(writes))('forced requeue first: %s finds the claim lost', async (name) => {
+  test.each(Object.keys(writes))('rule 6.1: forced requeue first: %s finds the claim lost', async (name) => {
     const { claim_token } = await claim(db.sql, 'a', { etag: 'e1' })
     await checkpoint(db.sql, 'a', claim_token, 10)
     await one.sql`begin`
@@ -391,7 +391,7 @@ describe('a takeover and the old holder meet under the lock:', () => {
   })
 })
 
-describe('a lease', () => {
+describe('a lease', { tags: 'sessions' }, () => {
   test('is never shortened by an extension that waited while a checkpoint renewed it', async () => {
     const { claim_token } = await claim(db.sql, 'a')
     await one.sql`begin`

@@ -51,7 +51,7 @@ async function inOrder(times: number, call: (step: number) => Promise<unknown>):
   }
 }
 
-describe('progress on a file', () => {
+describe('rule 6.9: progress on a file', () => {
   test('10,000 checkpoints are all HOT and the table does not grow', async () => {
     const connection = await database.connect()
     const { sql } = connection

@@ -256,7 +256,7 @@ function expectCheap(statements: Statement[], what: string, limit: number): void
   expect(buffers(statements)).toBeLessThanOrEqual(allowed(what))
 }
 
-describe('the plan of claim_next_files, with 100,000 files pending, 100,000 waiting and 1,000,000 completed', () => {
+describe('rule 6.8: the plan of claim_next_files, with 100,000 files pending, 100,000 waiting and 1,000,000 completed', () => {
   beforeAll(() =>
     fill({ pending: backlog, waiting, inProgress, completed: done }, 'large').then(async () => {
       const rows = await database.sql<{ status: string; files: number }[]>`
@@ -336,7 +336,7 @@ describe('the plan of claim_next_files, with 100,000 files pending, 100,000 wait
   })
 })
 
-describe('the plan of claim_next_files, with claims in progress whose leases ended', () => {
+describe('rule 6.8: the plan of claim_next_files, with claims in progress whose leases ended', () => {
   beforeAll(async () => {
     await veteran.sql`
       update filemark.file_checkpoints
@@ -355,7 +355,7 @@ describe('the plan of claim_next_files, with claims in progress whose leases end
   })
 })
 
-describe('the plan of claim_next_files, with claims in progress whose leases were renewed', () => {
+describe('rule 6.8: the plan of claim_next_files, with claims in progress whose leases were renewed', () => {
   beforeAll(async () => {
     await veteran.sql`
       update filemark.file_checkpoints
@@ -374,7 +374,7 @@ describe('the plan of claim_next_files, with claims in progress whose leases wer
   })
 })
 
-describe('the plan of claim_next_files, at the head of a queue that was worked off', () => {
+describe('rule 6.8: the plan of claim_next_files, at the head of a queue that was worked off', () => {
   test('does not read again and again what 5,000 claims left behind, without a vacuum', async () => {
     for (let round = 0; round < 50; round++) {
       await veteran.sql`

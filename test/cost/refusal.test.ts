@@ -115,7 +115,7 @@ const refusals: [situation: string, outcome: string, url: string, details: Detai
   ],
 ]
 
-describe.each(refusals)('a claim of a file %s (%s)', (_situation, outcome, url, details) => {
+describe.each(refusals)('rule 6.8: a claim of a file %s (%s)', (_situation, outcome, url, details) => {
   test('writes no WAL', async () => {
     // The first time a session does something it may look things up, and mark what it saw.
     await outcomeOf(url, details)

@@ -269,7 +269,7 @@ async function strike({ mode, victim, moment }: Kill, random: Random): Promise<O
   return open
 }
 
-test('no record is lost or repeated by SIGKILL of workers and crashes of the server', async () => {
+test('rule 6.1: no record is lost or repeated by SIGKILL of workers and crashes of the server', async () => {
   console.log(`FILEMARK_TEST_SEED=${seed}`)
   const random = seededRandom(seed)
   const struck: (Kill & { open: OpenTransaction | undefined })[] = []

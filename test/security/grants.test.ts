@@ -63,6 +63,7 @@ const functions: Record<string, Expected> = {
   'filemark.save_checkpoint': { for: 'worker', definer: true },
   'filemark.target_table': { for: 'worker', readOnly: true },
   'filemark.insert_records': { for: 'worker' },
+  'filemark.on_one_line': { for: 'worker', readOnly: true },
   'filemark.refuse_argument': { for: 'worker' },
   'filemark.refuse_size': { for: 'worker' },
 }

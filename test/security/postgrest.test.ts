@@ -354,7 +354,7 @@ describe('GET', () => {
   }
 })
 
-describe('an answer that got lost', () => {
+describe('rule 6.3: an answer that got lost', () => {
   /** Calls once without getting the answer, and again. */
   async function again(name: string, args: Record<string, unknown>) {
     rest.intercept = ({ path }) => (path === `/rpc/${name}` ? 'drop-answer' : undefined)
