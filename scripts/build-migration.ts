@@ -32,9 +32,10 @@ export async function buildMigration({ released, version }: MigrationOptions): P
   await runSql(from, released)
   await installFilemark(to)
   const changes = await diff(from, to)
+  const comments = await viewComments(from, to)
   const upgrade = `${sqlDirectory()}/upgrade/${version}.sql`
   const data = existsSync(upgrade) ? readFileSync(upgrade, 'utf8').trim() : undefined
-  if (changes === '' && data === undefined) return undefined
+  if (changes === '' && comments === '' && data === undefined) return undefined
   return [
     `-- filemark ${version}: built by \`npm run build:migration\` from sql/, where what is here is explained.
 -- Install with \`supabase db push\` or with \`dbmate up\`: both take this file as it is.
@@ -46,6 +47,7 @@ set local lock_timeout = '30s';
 `,
     preflight(version, released.at(-1)?.name ?? '', await publicFunctions(from), await publicFunctions(to)),
     `${changes}\n`,
+    comments && `${comments}\n`,
     data && `-- sql/upgrade/${version}.sql\n\n${data}\n`,
     // Of default privileges that give rights by name, a difference between plain databases knows nothing.
     `-- sql/99_grants.sql\n\n${readFileSync(`${sqlDirectory()}/99_grants.sql`, 'utf8').trim()}\n`,
@@ -67,6 +69,25 @@ async function diff(from: string, to: string): Promise<string> {
     { maxBuffer: 64 << 20, timeout: 120_000, env: { ...process.env, PGSSLMODE: 'disable' } },
   )
   return stdout.replaceAll(/[ \t]+$/gm, '').trim()
+}
+
+/** What the columns of views mean, where that has changed: pg-delta leaves it out. */
+async function viewComments(from: string, to: string): Promise<string> {
+  const read = async (url: string): Promise<string[]> => {
+    const sql = postgres(url, { max: 1 })
+    const rows = await sql<{ statement: string }[]>`
+      select format('COMMENT ON COLUMN %s.%I IS %L;', c.oid::regclass, a.attname, col_description(c.oid, a.attnum))
+               as statement
+        from pg_class c
+        join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+       where c.relnamespace = 'filemark'::regnamespace and c.relkind = 'v'
+         and col_description(c.oid, a.attnum) is not null
+       order by c.oid, a.attnum`
+    await sql.end()
+    return rows.map(({ statement }) => statement)
+  }
+  const known = new Set(await read(from))
+  return (await read(to)).filter((statement) => !known.has(statement)).join('\n')
 }
 
 /** The functions of schema public as `name(arguments)`. */

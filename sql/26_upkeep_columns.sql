@@ -3,7 +3,7 @@
 comment on column filemark.file_checkpoints.kept_since is
   'When a file completed whose checkpoint and results are still kept; null once they are cleared.';
 comment on column filemark.file_checkpoints.results_bytes is
-  'The size of accumulated_results as JSON text. 0 for what was saved by version 0.1.';
+  'The size of accumulated_results as JSON text.';
 
 comment on column filemark.dead_letter_entries.pipeline is 'The pipeline the file is in.';
 comment on column filemark.dead_letter_entries.entry_id is 'Numbers the entries in the order they were opened.';

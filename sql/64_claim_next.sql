@@ -115,9 +115,14 @@ begin
     return null;
   end if;
   return array(
-    select f.file_url::text
+    select f.file_url
       from unnest(v_urls) with ordinality u (url, position)
-      join filemark.file_checkpoints f on f.pipeline = p_pipeline and f.file_url = u.url
+     cross join lateral (
+       -- The offset keeps this a look-up per file, however small the table was when this was planned.
+       select c.file_url::text, c.status, c.request_id
+         from filemark.file_checkpoints c
+        where c.pipeline = p_pipeline and c.file_url = u.url offset 0
+     ) f
      where f.status = 'processing' and f.request_id = p_request_id
      order by u.position);
 end

@@ -57,7 +57,8 @@ select f.pipeline, f.file_url, f.file_type, f.generation, f.status,
        case when f.status = 'processing' then
          case
            when f.lease_expires_at <= statement_timestamp() then 'expired'
-           when f.lease_expires_at <= statement_timestamp() + make_interval(secs => 0.2 * p.lease_seconds) then 'warning'
+           when f.lease_expires_at <= statement_timestamp() + make_interval(secs => 0.2 * p.lease_seconds)
+             then 'warning'
            else 'healthy'
          end
        end as lease_state,
@@ -132,7 +133,8 @@ comment on column filemark.files.results_bytes is 'The size of accumulated_resul
 comment on column filemark.files.attempts is 'Claims at the position the file has now.';
 comment on column filemark.files.max_attempts is 'How many of them it gets.';
 comment on column filemark.files.last_error is
-  'Why the last attempt that failed did; null when none did since the file was new or requeued, or when it is completed.';
+  'Why the last attempt that failed did; null when none did since the file was new or requeued, and when it is '
+  'completed.';
 
 -- No progress was saved for stale_after_seconds: the worker hangs, or saves too seldom.
 create view filemark.stale_checkpoints with (security_invoker = true) as
@@ -303,7 +305,8 @@ select p.pipeline, a.hour, a.files_registered, a.files_overwritten, a.files_comp
  ) a
  order by p.pipeline, a.hour desc;
 
-comment on view filemark.pipeline_activity is 'What happened in each hour of the last seven days. Those of 90 days are in filemark.activity.';
+comment on view filemark.pipeline_activity is
+  'What happened in each hour of the last seven days. Those of 90 days are in filemark.activity.';
 comment on column filemark.pipeline_activity.pipeline is 'The pipeline.';
 comment on column filemark.pipeline_activity.hour is 'The beginning of the hour, in UTC.';
 comment on column filemark.pipeline_activity.files_registered is 'Files that became known.';

@@ -46,7 +46,8 @@ $comment$Who keeps dead rows from being removed, the longest first.
 Returns: a row for each.
 kind: 'session', 'prepared transaction' or 'replication slot'.
 name: the process id of the session, the name of the prepared transaction or of the slot.
-held_by: of a session its user, application, address and state; of a prepared transaction its owner; of a slot whether it is in use.
+held_by: of a session its user, application, address and state; of a prepared transaction its owner; of a slot whether
+  it is in use.
 since: when the transaction began, or the slot was left alone; null when Postgres does not say.
 transactions: how many transactions began since.$comment$;
 
@@ -70,8 +71,10 @@ select c.relname::text as table_name,
 comment on view filemark.storage_report is
   'Room that each table takes, and what keeps dead rows from being removed.';
 comment on column filemark.storage_report.table_name is 'The table, in schema filemark.';
-comment on column filemark.storage_report.estimated_rows is 'Rows, as of the last vacuum or analyze; null before the first.';
-comment on column filemark.storage_report.dead_rows is 'Versions of rows that nobody needs and vacuum has yet to remove, as estimated.';
+comment on column filemark.storage_report.estimated_rows is
+  'Rows, as of the last vacuum or analyze; null before the first.';
+comment on column filemark.storage_report.dead_rows is
+  'Versions of rows that nobody needs and vacuum has yet to remove, as estimated.';
 comment on column filemark.storage_report.rows_bytes is 'Bytes of the rows, without what is in toast_bytes.';
 comment on column filemark.storage_report.toast_bytes is
   'Bytes of values too large for a row, compressed: in file_checkpoints accumulated_results and cursors.';
@@ -110,9 +113,11 @@ end
 $$;
 
 comment on function filemark.estimate_storage(bigint, bigint, bigint, bigint) is
-$comment$Estimates what files that are kept with their checkpoints take: files x (checkpoint + history entries x 100 + results).
+$comment$Estimates what files that are kept with their checkpoints take.
 
-10,000 files of 5 KB, 50 entries and 5 KB: 150 MB. Real tables, filled so, took 1.7 times as much, mostly because an entry takes 270 bytes with its key and its index; a large cursor is copied into each entry and makes that more.
+That is files x (checkpoint + history entries x 100 + results). 10,000 files of 5 KB, 50 entries and 5 KB: 150 MB. Real
+tables, filled so, took 1.7 times as much, mostly because an entry takes 270 bytes with its key and its index; a large
+cursor is copied into each entry and makes that more.
 
 p_active_files: files in progress, waiting with a checkpoint, or completed within keep_checkpoints_days.
 p_history_entries: checkpoints in the history of each; maintenance keeps history_limit of them.

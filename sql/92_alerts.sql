@@ -35,7 +35,8 @@ comment on view filemark.maintenance_due is 'Since when work waits for maintenan
 comment on column filemark.maintenance_due.pipeline is 'The pipeline.';
 comment on column filemark.maintenance_due.due_since is
   'Since when the oldest of it waits; null or in the future when nothing is to be done.';
-comment on column filemark.maintenance_due.last_run_at is 'When maintenance was last done; null for not in the last day.';
+comment on column filemark.maintenance_due.last_run_at is
+  'When maintenance was last done; null for not in the last day.';
 
 -- What is wrong with single files.
 create function filemark.file_alerts()
@@ -148,8 +149,8 @@ begin
          q.oldest + make_interval(secs => p.max_backlog_age_seconds),
          format('pipeline "%s": %s file(s) wait for longer than %s seconds, the first for %s', p.pipeline, q.files,
                 p.max_backlog_age_seconds, round(extract(epoch from statement_timestamp() - q.oldest))),
-         format('Start workers, or allow more than max_concurrency: select * from filemark.backlog where pipeline = %L;',
-                p.pipeline)
+         format('Start workers, or allow more than max_concurrency: '
+                'select * from filemark.backlog where pipeline = %L;', p.pipeline)
     from filemark.pipelines p
    cross join lateral (
      select min(f.available_at) as oldest, count(*) as files
@@ -160,11 +161,12 @@ begin
    where p.max_backlog_age_seconds is not null and not p.paused and q.files > 0
   union all
   select 'failure_ratio', 'critical', p.pipeline, e.failed::double precision / e.ended, p.max_failure_ratio, r.since,
-         format('pipeline "%s": %s of %s attempts failed in this hour and the last, more than %s %%', p.pipeline, e.failed,
-                e.ended, round(100 * p.max_failure_ratio)),
-         format('What failed: select detail ->> ''error_message'' as error, count(*) from filemark.file_events where pipeline '
-                '= %1$L and event = ''failed'' and occurred_at > now() - interval ''2 hours'' group by 1 order by 2 desc; To '
-                'stop it: select * from filemark.configure_pipeline(%1$L, ''{"paused": true}'');', p.pipeline)
+         format('pipeline "%s": %s of %s attempts failed in this hour and the last, more than %s %%', p.pipeline,
+                e.failed, e.ended, round(100 * p.max_failure_ratio)),
+         format('What failed: select detail ->> ''error_message'' as error, count(*) from filemark.file_events '
+                'where pipeline = %1$L and event = ''failed'' and occurred_at > now() - interval ''2 hours'' '
+                'group by 1 order by 2 desc; To stop it: '
+                'select * from filemark.configure_pipeline(%1$L, ''{"paused": true}'');', p.pipeline)
     from filemark.pipelines p
     join filemark.recent_activity r on r.pipeline = p.pipeline
    cross join filemark.alert_limits() c
@@ -205,8 +207,8 @@ begin
          n.last_at + make_interval(secs => p.expect_file_every_seconds),
          format('pipeline "%s": no new file since %s, though one is expected every %s seconds', p.pipeline,
                 date_trunc('second', n.last_at), p.expect_file_every_seconds),
-         format('Ask whoever delivers them. What came when: select * from filemark.pipeline_activity where pipeline = %L '
-                'order by hour desc limit 48;', p.pipeline)
+         format('Ask whoever delivers them. What came when: '
+                'select * from filemark.pipeline_activity where pipeline = %L order by hour desc limit 48;', p.pipeline)
     from filemark.pipelines p
    cross join lateral (
      select greatest(
@@ -220,8 +222,8 @@ begin
   union all
   select 'held_snapshot', 'warning', '', extract(epoch from statement_timestamp() - h.since)::double precision,
          c.held_snapshot_seconds, h.since + make_interval(secs => c.held_snapshot_seconds),
-         format('%s %s (%s) has kept %s dead rows of file_checkpoints from being removed since %s; claims read over them',
-                h.kind, h.name, h.held_by, s.n_dead_tup, date_trunc('second', h.since)),
+         format('%s %s (%s) has kept %s dead rows of file_checkpoints from being removed since %s; claims read over '
+                'them', h.kind, h.name, h.held_by, s.n_dead_tup, date_trunc('second', h.since)),
          case h.kind
            when 'session' then format('select pg_terminate_backend(%s);', h.name)
            when 'prepared transaction' then format('rollback prepared %L;', h.name)

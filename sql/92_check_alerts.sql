@@ -73,10 +73,13 @@ $$;
 comment on function filemark.set_alert_webhook(text, jsonb, text, text) is
 $comment$Says where check_alerts posts to when alerts open and are resolved. It takes the extension pg_net.
 
-The request is {"text", "database", "alerts": [{"event", "alert_id", "alert", "severity", "pipeline", "file_url", "value", "threshold", "message", "hint"}, …]}, one for all alerts of a check; event is 'opened' or 'resolved', text is for chats.
+The request is {"text", "database", "alerts": [{"event", "alert_id", "alert", "severity", "pipeline", "file_url",
+"value", "threshold", "message", "hint"}, …]}, one for all alerts of a check; event is 'opened' or 'resolved', text is
+for chats.
 
 p_url: the address, http or https; null to post no more.
-p_headers: headers of the request. Each is a text, or {"vault": name} for a secret that is read from Supabase Vault when it is sent.
+p_headers: headers of the request. Each is a text, or {"vault": name} for a secret that is read from Supabase Vault
+  when it is sent.
 p_pipeline: whose alerts; null for those of the database and of all pipelines that have no webhook of their own.
 p_actor: who says so, for the audit; the role of the call if not given.
 Errors: PT400 bad argument; PT404 unknown pipeline.$comment$;
@@ -110,8 +113,8 @@ begin
 end
 $$;
 
--- Posts what changed to the webhooks it is for. The request is sent after the commit; where it cannot even be asked for,
--- the server's log has a warning, and everything else goes on.
+-- Posts what changed to the webhooks it is for. The request is sent after the commit; where it cannot even be asked
+-- for, the server's log has a warning, and everything else goes on.
 create function filemark.post_alerts(p_changes jsonb)
 returns void
 language plpgsql
@@ -125,7 +128,8 @@ begin
       from filemark.alert_webhooks w
      cross join lateral (
        select jsonb_agg(e.change order by e.position) as changes,
-              string_agg(format('%s: %s', e.change ->> 'event', e.change ->> 'message'), chr(10) order by e.position) as text
+              string_agg(format('%s: %s', e.change ->> 'event', e.change ->> 'message'), chr(10) order by e.position)
+                as text
          from jsonb_array_elements(p_changes) with ordinality e (change, position)
         where w.pipeline = coalesce(
                 (select o.pipeline from filemark.alert_webhooks o where o.pipeline = e.change ->> 'pipeline'), '')
@@ -247,7 +251,9 @@ $$;
 comment on function filemark.check_alerts(int) is
 $comment$Brings filemark.alert_log up to date and sends word of each alert that opened or was resolved.
 
-Each is a notification on the channel filemark_alerts, a JSON object with event and the columns below, without hint, message or file_url where it would be too long for one; and part of a post to the webhook, where there is one. An alert that comes back before it is resolved is the same alert. Resolved ones are forgotten after 90 days.
+Each is a notification on the channel filemark_alerts, a JSON object with event and the columns below, without hint,
+message or file_url where it would be too long for one; and part of a post to the webhook, where there is one. An
+alert that comes back before it is resolved is the same alert. Resolved ones are forgotten after 90 days.
 
 p_resolve_after_seconds: how long an alert must have been gone to be resolved, 0 to 86400.
 Returns: a row for each alert that opened or was resolved; the other columns as in filemark.alert_log.

@@ -21,7 +21,7 @@ begin
   select f.*
     from (values
       ('filemark_files', 'gauge', 'Files by status. Purged files count as completed.'),
-      ('filemark_oldest_pending_age_seconds', 'gauge', 'How long the oldest pending file that is due has been waiting.'),
+      ('filemark_oldest_pending_age_seconds', 'gauge', 'How long the oldest pending file that is due has waited.'),
       ('filemark_pipeline_paused', 'gauge', '1 while claims are refused.'),
       ('filemark_checkpoint_age_seconds', 'gauge', 'Longest time since a file in progress was claimed or last saved.'),
       ('filemark_checkpoint_history_size', 'gauge', 'Checkpoints in the longest history.'),
@@ -119,7 +119,8 @@ begin
       where f.pipeline = p.pipeline and f.lease_check_at is not null
    ) w
    cross join lateral (
-     select sum(n.files) filter (where n.what in ('completed', 'superseded', 'failed', 'released', 'lost', 'taken')) as ended,
+     select sum(n.files) filter (
+              where n.what in ('completed', 'superseded', 'failed', 'released', 'lost', 'taken')) as ended,
             sum(n.files) filter (where n.what = 'completed') as completed,
             sum(n.files) filter (where n.what = 'failed') as failed,
             sum(n.files) filter (where n.what = 'lost') as lost,
@@ -207,12 +208,12 @@ set enable_seqscan = off
 as $$
 begin
   return (
-    select string_agg(
-             format(E'# HELP %1$s %2$s\n# TYPE %1$s %3$s\n%4$s', f.metric, f.help, f.type, s.lines), '' order by f.position)
+    select string_agg(format(E'# HELP %1$s %2$s\n# TYPE %1$s %3$s\n%4$s', f.metric, f.help, f.type, s.lines), ''
+                      order by f.position)
       from (select * from filemark.metric_families() with ordinality n (metric, type, help, position)) f
       join (select v.metric,
-                   string_agg(format(E'%s%s %s\n', v.metric, '{' || nullif(v.labels, '') || '}', trim_scale(round(v.value, 3))), ''
-                              order by v.labels) as lines
+                   string_agg(format(E'%s%s %s\n', v.metric, '{' || nullif(v.labels, '') || '}',
+                                     trim_scale(round(v.value, 3))), '' order by v.labels) as lines
               from (select * from filemark.pipeline_gauges()
                     union all select * from filemark.pipeline_counters()
                     union all select * from filemark.upkeep_gauges()) v
@@ -223,6 +224,7 @@ $$;
 comment on function public.filemark_metrics() is
 $comment$Metrics of all pipelines in the text format of Prometheus.
 
-Over the API: GET /rpc/filemark_metrics with Accept: text/plain; with Accept: */* the API answers with the text as a JSON string.
+Over the API: GET /rpc/filemark_metrics with Accept: text/plain; with Accept: */* the API answers with the text as a
+JSON string.
 
 Returns: HELP, TYPE and samples of each metric.$comment$;

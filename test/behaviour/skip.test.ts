@@ -64,7 +64,12 @@ describe('skip_file', () => {
       const before = await fileRow(db.sql, 'a')
       expect(before).toMatchObject({ status })
       await skip('a')
-      expect(await fileRow(db.sql, 'a')).toEqual({ ...before, status: 'skipped', completed_at: null })
+      expect(await fileRow(db.sql, 'a')).toEqual({
+        ...before,
+        status: 'skipped',
+        completed_at: null,
+        kept_since: null,
+      })
       expect(await historyOf(db.sql, 'a')).toEqual([1])
       for (const [name, request] of Object.entries(claimers)) {
         const rows = await request()
