@@ -7,6 +7,7 @@ import { hasPgCron, lane } from './behaviour/lane.ts'
 import { createTemplates, dropTemplates } from './database.ts'
 import { writePgliteTemplate } from './pglite.ts'
 import { startPostgres } from './servers/postgres.ts'
+import { startWatchdog } from './servers/watchdog.ts'
 
 /** Makes what the databases of the run are copied from, on the one server of the run if the lane has one. */
 export function setup(project: TestProject): Promise<() => Promise<void>> {
@@ -15,10 +16,14 @@ export function setup(project: TestProject): Promise<() => Promise<void>> {
 
 async function setUpPglite(project: TestProject): Promise<() => Promise<void>> {
   const directory = await mkdtemp(join(tmpdir(), 'filemark-pglite-'))
+  const watchdog = startWatchdog('TERM', directory)
   const template = join(directory, 'template.tar')
   await writePgliteTemplate(template)
   project.provide('pgliteTemplate', template)
-  return () => rm(directory, { recursive: true })
+  return async () => {
+    await rm(directory, { recursive: true })
+    watchdog.dismiss()
+  }
 }
 
 /** Starts a server, or takes FILEMARK_TEST_DATABASE_URL's, and makes the template databases. */

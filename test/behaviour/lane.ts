@@ -34,6 +34,10 @@ export const hasPgCron = lane === 'direct' && process.env.FILEMARK_TEST_PRELOAD 
 /** Where tests with a tag do not run, and why. */
 const exclusions = {
   sessions: { excluded: lane === 'pglite', reason: 'needs two sessions at once; PGlite has one' },
+  jit: {
+    excluded: process.env.FILEMARK_TEST_POSTGRES !== 'debian',
+    reason: 'needs a Postgres with JIT compilation; npm has none',
+  },
   pg_cron: { excluded: !hasPgCron, reason: 'needs pg_cron, which only the Postgres 15 lane has' },
 } as const
 
