@@ -15,7 +15,9 @@ await using server = await startPostgres({ fsync: true })
 await installFilemark(server.url())
 const sql = postgres(server.url(), { max: 1, onnotice: () => {} })
 
-console.log(`Postgres ${server.version}, ${cpus().length} × ${cpus()[0]?.model}, load ${loadavg()[0]?.toFixed(1)}`)
+console.log(
+  `Postgres ${server.version}, ${cpus().length} × ${cpus()[0]?.model}, load ${loadavg()[0]?.toFixed(1)}`,
+)
 for (const [name, bytes] of Object.entries(cases)) {
   const count = bytes > 100_000 ? calls / 10 : calls
   // As JSON text it is that long, and it compresses as little as words do.

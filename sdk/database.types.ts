@@ -5,6 +5,108 @@ export type Json = string | number | boolean | null | { [key: string]: Json | un
 export type Database = {
   filemark: {
     Tables: {
+      activity: {
+        Row: {
+          files: number
+          hour: string
+          last_at: string
+          pipeline: string
+          records_filtered: number
+          records_persisted: number
+          records_rejected: number
+          records_total: number
+          what: string
+        }
+        ComputedFields: never
+        Insert: {
+          files: number
+          hour: string
+          last_at: string
+          pipeline: string
+          records_filtered: number
+          records_persisted: number
+          records_rejected: number
+          records_total: number
+          what: string
+        }
+        Update: {
+          files?: number
+          hour?: string
+          last_at?: string
+          pipeline?: string
+          records_filtered?: number
+          records_persisted?: number
+          records_rejected?: number
+          records_total?: number
+          what?: string
+        }
+        Relationships: []
+      }
+      alert_log: {
+        Row: {
+          alert: string
+          alert_id: number
+          file_url: string | null
+          hint: string
+          last_seen: string
+          message: string
+          opened_at: string
+          pipeline: string
+          resolved_at: string | null
+          severity: string
+          threshold: number | null
+          value: number | null
+        }
+        ComputedFields: never
+        Insert: {
+          alert: string
+          alert_id?: never
+          file_url?: string | null
+          hint: string
+          last_seen: string
+          message: string
+          opened_at: string
+          pipeline: string
+          resolved_at?: string | null
+          severity: string
+          threshold?: number | null
+          value?: number | null
+        }
+        Update: {
+          alert?: string
+          alert_id?: never
+          file_url?: string | null
+          hint?: string
+          last_seen?: string
+          message?: string
+          opened_at?: string
+          pipeline?: string
+          resolved_at?: string | null
+          severity?: string
+          threshold?: number | null
+          value?: number | null
+        }
+        Relationships: []
+      }
+      alert_webhooks: {
+        Row: {
+          headers: NonNullable<Json>
+          pipeline: string
+          url: string
+        }
+        ComputedFields: never
+        Insert: {
+          headers: NonNullable<Json>
+          pipeline: string
+          url: string
+        }
+        Update: {
+          headers?: NonNullable<Json>
+          pipeline?: string
+          url?: string
+        }
+        Relationships: []
+      }
       checkpoint_history: {
         Row: {
           checkpoint_seq: number
@@ -61,6 +163,55 @@ export type Database = {
         }
         Relationships: []
       }
+      dead_letter_entries: {
+        Row: {
+          attempts: number
+          entry_id: number
+          error_message: string | null
+          errors: NonNullable<Json>
+          file: NonNullable<Json>
+          file_url: string
+          notes: string | null
+          opened_at: string
+          pipeline: string
+          reason: string
+          resolution: string
+          resolved_at: string | null
+          resolved_by: string | null
+        }
+        ComputedFields: never
+        Insert: {
+          attempts: number
+          entry_id?: never
+          error_message?: string | null
+          errors: NonNullable<Json>
+          file: NonNullable<Json>
+          file_url: string
+          notes?: string | null
+          opened_at: string
+          pipeline: string
+          reason: string
+          resolution?: string
+          resolved_at?: string | null
+          resolved_by?: string | null
+        }
+        Update: {
+          attempts?: number
+          entry_id?: never
+          error_message?: string | null
+          errors?: NonNullable<Json>
+          file?: NonNullable<Json>
+          file_url?: string
+          notes?: string | null
+          opened_at?: string
+          pipeline?: string
+          reason?: string
+          resolution?: string
+          resolved_at?: string | null
+          resolved_by?: string | null
+        }
+        Relationships: []
+      }
       file_checkpoints: {
         Row: {
           accumulated_results: Json | null
@@ -83,6 +234,7 @@ export type Database = {
           history_length: number
           items_processed: number
           items_total: number | null
+          kept_since: string | null
           lease_check_at: string | null
           lease_expires_at: string | null
           metadata: NonNullable<Json>
@@ -95,12 +247,15 @@ export type Database = {
           records_rejected: number
           records_total: number
           request_id: string | null
+          results_bytes: number
           size_bytes: number | null
           started_at: string | null
           status: string
           superseded_by: Json | null
+          purge_file: undefined | null
+          tally_reopened: undefined | null
         }
-        ComputedFields: never
+        ComputedFields: 'purge_file' | 'tally_reopened'
         Insert: {
           accumulated_results?: Json | null
           attempts?: number
@@ -122,6 +277,7 @@ export type Database = {
           history_length?: number
           items_processed?: number
           items_total?: number | null
+          kept_since?: string | null
           lease_check_at?: string | null
           lease_expires_at?: string | null
           metadata?: NonNullable<Json>
@@ -134,6 +290,7 @@ export type Database = {
           records_rejected?: number
           records_total?: number
           request_id?: string | null
+          results_bytes?: number
           size_bytes?: number | null
           started_at?: string | null
           status?: string
@@ -160,6 +317,7 @@ export type Database = {
           history_length?: number
           items_processed?: number
           items_total?: number | null
+          kept_since?: string | null
           lease_check_at?: string | null
           lease_expires_at?: string | null
           metadata?: NonNullable<Json>
@@ -172,6 +330,7 @@ export type Database = {
           records_rejected?: number
           records_total?: number
           request_id?: string | null
+          results_bytes?: number
           size_bytes?: number | null
           started_at?: string | null
           status?: string
@@ -210,6 +369,50 @@ export type Database = {
           occurred_at?: string
           pipeline?: string
           reason?: string | null
+        }
+        Relationships: []
+      }
+      long_histories: {
+        Row: {
+          file_url: string
+          listed_at: string
+          pipeline: string
+        }
+        ComputedFields: never
+        Insert: {
+          file_url: string
+          listed_at?: string
+          pipeline: string
+        }
+        Update: {
+          file_url?: string
+          listed_at?: string
+          pipeline?: string
+        }
+        Relationships: []
+      }
+      maintenance_runs: {
+        Row: {
+          affected: NonNullable<Json>
+          finished_at: string
+          pipeline: string
+          run_id: number
+          started_at: string
+        }
+        ComputedFields: never
+        Insert: {
+          affected: NonNullable<Json>
+          finished_at: string
+          pipeline: string
+          run_id?: never
+          started_at: string
+        }
+        Update: {
+          affected?: NonNullable<Json>
+          finished_at?: string
+          pipeline?: string
+          run_id?: never
+          started_at?: string
         }
         Relationships: []
       }
@@ -295,14 +498,324 @@ export type Database = {
         }
         Relationships: []
       }
+      purged_files: {
+        Row: {
+          claim_token: number
+          etag_hash: string | null
+          file_hash: string
+          file_timestamp: string
+          file_type: string
+          generation: number
+          pipeline: string
+        }
+        ComputedFields: never
+        Insert: {
+          claim_token: number
+          etag_hash?: string | null
+          file_hash: string
+          file_timestamp: string
+          file_type: string
+          generation: number
+          pipeline: string
+        }
+        Update: {
+          claim_token?: number
+          etag_hash?: string | null
+          file_hash?: string
+          file_timestamp?: string
+          file_type?: string
+          generation?: number
+          pipeline?: string
+        }
+        Relationships: []
+      }
+      tallies: {
+        Row: {
+          files: number
+          occurred_at: string
+          pipeline: string
+          records_filtered: number
+          records_persisted: number
+          records_rejected: number
+          records_total: number
+          tally_id: number
+          what: string
+        }
+        ComputedFields: never
+        Insert: {
+          files: number
+          occurred_at: string
+          pipeline: string
+          records_filtered?: number
+          records_persisted?: number
+          records_rejected?: number
+          records_total?: number
+          tally_id?: never
+          what: string
+        }
+        Update: {
+          files?: number
+          occurred_at?: string
+          pipeline?: string
+          records_filtered?: number
+          records_persisted?: number
+          records_rejected?: number
+          records_total?: number
+          tally_id?: never
+          what?: string
+        }
+        Relationships: []
+      }
     }
     Views: {
-      [_ in never]: never
+      alerts: {
+        Row: {
+          alert: string | null
+          file_url: string | null
+          hint: string | null
+          message: string | null
+          pipeline: string | null
+          severity: string | null
+          since: string | null
+          threshold: number | null
+          value: number | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      backlog: {
+        Row: {
+          completed_per_hour: number | null
+          due: number | null
+          due_retries: number | null
+          estimated_seconds_left: number | null
+          in_progress: number | null
+          max_backlog_age_seconds: number | null
+          max_concurrency: number | null
+          oldest_due_age_seconds: number | null
+          oldest_due_at: string | null
+          paused: boolean
+          pipeline: string
+          waiting: number | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      dead_letters: {
+        Row: {
+          attempts: number
+          errors: NonNullable<Json>
+          file_type: string
+          file_url: string
+          items_processed: number
+          items_total: number | null
+          last_error: string | null
+          opened_at: string
+          pipeline: string
+          priority: number
+          processed_by: string | null
+          reason: string
+          requeue: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      files: {
+        Row: {
+          age_seconds: number | null
+          attempts: number | null
+          checkpoint_age_seconds: number | null
+          checkpoint_seq: number | null
+          due_in_seconds: number | null
+          estimated_seconds_left: number | null
+          file_type: string | null
+          file_url: string | null
+          generation: number | null
+          history_length: number | null
+          holder: string | null
+          items_per_second: number | null
+          items_processed: number | null
+          items_total: number | null
+          last_error: string | null
+          lease_left_seconds: number | null
+          lease_state: string | null
+          max_attempts: number
+          pipeline: string | null
+          progress_ratio: number | null
+          results_bytes: number | null
+          status: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      infrequent_checkpoints: {
+        Row: {
+          checkpointed_at: string | null
+          checkpoints_per_minute: number | null
+          claim_age_seconds: number | null
+          file_url: string
+          holder: string | null
+          items_processed: number
+          items_total: number | null
+          min_checkpoints_per_minute: number
+          pipeline: string
+          started_at: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      large_histories: {
+        Row: {
+          checkpointed_at: string | null
+          file_url: string | null
+          history_length: number | null
+          history_limit: number | null
+          max_history: number | null
+          pipeline: string | null
+          status: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      large_results: {
+        Row: {
+          checkpointed_at: string | null
+          file_url: string
+          holder: string | null
+          max_results_bytes: number
+          pipeline: string
+          results_bytes: number
+          results_size: string | null
+          status: string
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      maintenance_due: {
+        Row: {
+          due_since: string | null
+          last_run_at: string | null
+          pipeline: string
+        }
+        ComputedFields: never
+        Insert: {
+          due_since?: never
+          last_run_at?: never
+          pipeline?: string | null
+        }
+        Update: {
+          due_since?: never
+          last_run_at?: never
+          pipeline?: string | null
+        }
+        Relationships: []
+      }
+      pipeline_activity: {
+        Row: {
+          failures: number | null
+          files_completed: number | null
+          files_overwritten: number | null
+          files_registered: number | null
+          hour: string | null
+          lost_leases: number | null
+          pipeline: string
+          records_filtered: number | null
+          records_persisted: number | null
+          records_rejected: number | null
+          records_total: number | null
+          releases: number | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      recent_activity: {
+        Row: {
+          failures: number | null
+          files_completed: number | null
+          lost_leases: number | null
+          pipeline: string
+          since: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      stale_checkpoints: {
+        Row: {
+          attempts: number
+          checkpoint_age_seconds: number | null
+          checkpoint_seq: number
+          file_url: string
+          holder: string | null
+          items_processed: number
+          items_total: number | null
+          lease_expires_at: string | null
+          max_attempts: number
+          pipeline: string
+          since: string | null
+          stale_after_seconds: number
+          started_at: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      storage_report: {
+        Row: {
+          dead_rows: number | null
+          estimated_rows: number | null
+          indexes_bytes: number | null
+          last_vacuum_at: string | null
+          oldest_snapshot: string | null
+          oldest_snapshot_age_seconds: number | null
+          rows_bytes: number | null
+          table_name: string | null
+          toast_bytes: number | null
+          total_bytes: number | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
+      watched_histories: {
+        Row: {
+          checkpoint_seq: number | null
+          checkpointed_at: string | null
+          file_url: string | null
+          history_length: number | null
+          history_limit: number | null
+          max_history: number | null
+          pipeline: string | null
+          status: string | null
+        }
+        ComputedFields: never
+        Relationships: []
+      }
     }
     Functions: {
+      actor_of: { Args: { p_actor: string }; Returns: string }
       add_claimed_file: {
-        Args: { p_content: Json; p_file_url: string; p_now: string; p_pipeline: string }
-        Returns: undefined
+        Args: {
+          p_content: Json
+          p_now: string
+          p_settings: Omit<
+            Database['filemark']['Tables']['pipelines']['Row'],
+            Database['filemark']['Tables']['pipelines']['ComputedFields']
+          >
+          p_slots: number
+        }
+        Returns: string
+      }
+      add_files: { Args: { p_files: Json; p_now: string; p_pipeline: string }; Returns: number }
+      add_up_tallies: { Args: { p_limit: number; p_pipeline: string }; Returns: number }
+      alert_count: { Args: Record<PropertyKey, never>; Returns: number }
+      alert_limits: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          failure_minimum: number
+          held_dead_rows: number
+          held_snapshot_seconds: number
+          infrequent_after_seconds: number
+          maintenance_overdue_seconds: number
+          reclaim_within_seconds: number
+        }[]
       }
       apply_settings: {
         Args: {
@@ -375,6 +888,20 @@ export type Database = {
           records_persisted: number
         }[]
       }
+      bury_file: {
+        Args: {
+          p_actor: string
+          p_claim_ended: string
+          p_error: Json
+          p_file: Omit<
+            Database['filemark']['Tables']['file_checkpoints']['Row'],
+            Database['filemark']['Tables']['file_checkpoints']['ComputedFields']
+          >
+          p_message: string
+          p_reason: string
+        }
+        Returns: undefined
+      }
       bury_lost_file: {
         Args: {
           p_actor: string
@@ -384,6 +911,21 @@ export type Database = {
           >
         }
         Returns: undefined
+      }
+      check_alerts: {
+        Args: { p_resolve_after_seconds?: number }
+        Returns: {
+          alert: string
+          alert_id: number
+          event: string
+          file_url: string
+          hint: string
+          message: string
+          pipeline: string
+          severity: string
+          threshold: number
+          value: number
+        }[]
       }
       check_completion: {
         Args: {
@@ -399,8 +941,10 @@ export type Database = {
         Args: { p_max: number; p_min: number; p_name: string; p_value: number }
         Returns: undefined
       }
+      check_pipeline: { Args: { p_pipeline: string }; Returns: undefined }
       check_settings: { Args: { p_settings: Json }; Returns: undefined }
       check_size: { Args: { p_limit: number; p_name: string; p_value: Json }; Returns: undefined }
+      check_task: { Args: { p_dry_run: boolean; p_limit: number; p_pipeline: string }; Returns: undefined }
       check_text: { Args: { p_max_bytes: number; p_name: string; p_value: string }; Returns: undefined }
       check_time: { Args: { p_name: string; p_value: string }; Returns: undefined }
       check_times: { Args: { p_files: Json; p_key: string }; Returns: undefined }
@@ -468,6 +1012,24 @@ export type Database = {
         }
         Returns: string
       }
+      clear_completed_checkpoints: {
+        Args: { p_dry_run?: boolean; p_limit?: number; p_pipeline?: string }
+        Returns: {
+          action: string
+          file_url: string
+          pipeline: string
+        }[]
+      }
+      close_dead_letter: {
+        Args: {
+          p_actor: string
+          p_file_url: string
+          p_notes: string
+          p_pipeline: string
+          p_resolution: string
+        }
+        Returns: undefined
+      }
       complete_changed_file: {
         Args: { p_claim_token: number; p_etag: string; p_file_url: string; p_now: string; p_pipeline: string }
         Returns: string
@@ -509,6 +1071,25 @@ export type Database = {
         }[]
       }
       count_in_progress: { Args: { p_pipeline: string; p_up_to: number }; Returns: number }
+      cron_hint: { Args: Record<PropertyKey, never>; Returns: string }
+      current_alerts: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          alert: string
+          file_url: string
+          hint: string
+          message: string
+          pipeline: string
+          severity: string
+          since: string
+          threshold: number
+          value: number
+        }[]
+      }
+      dead_letter_file: {
+        Args: { p_actor?: string; p_file_url: string; p_pipeline?: string; p_reason?: string }
+        Returns: undefined
+      }
       end_lost_claim: {
         Args: {
           p_actor: string
@@ -520,10 +1101,57 @@ export type Database = {
         }
         Returns: undefined
       }
+      end_lost_claims: {
+        Args: { p_actor: string; p_file_urls: string[]; p_now: string; p_pipeline: string }
+        Returns: undefined
+      }
       ensure_pipeline: { Args: { p_pipeline: string }; Returns: undefined }
+      errors_of_attempts: {
+        Args: { p_attempts: number; p_file_url: string; p_pipeline: string }
+        Returns: Json
+      }
+      estimate_storage: {
+        Args: {
+          p_active_files: number
+          p_checkpoint_bytes?: number
+          p_history_entries: number
+          p_results_bytes: number
+        }
+        Returns: number
+      }
+      file_alerts: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          alert: string
+          file_url: string
+          hint: string
+          message: string
+          pipeline: string
+          since: string
+          threshold: number
+          value: number
+        }[]
+      }
+      first_in_queue: {
+        Args: { p_file_urls: string[]; p_limit: number; p_pipeline: string }
+        Returns: string[]
+      }
+      forget_cron_runs: { Args: Record<PropertyKey, never>; Returns: undefined }
       free_slots: { Args: { p_pipeline: string }; Returns: number }
+      has_cron: { Args: Record<PropertyKey, never>; Returns: boolean }
       held_by_request: { Args: { p_pipeline: string; p_request_id: string }; Returns: string[] }
+      held_snapshots: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          held_by: string
+          kind: string
+          name: string
+          since: string
+          transactions: number
+        }[]
+      }
       insert_records: { Args: { p_records: Json; p_target: unknown }; Returns: number }
+      list_long_histories: { Args: { p_limit: number; p_pipeline: string }; Returns: undefined }
       lock_due_files: {
         Args: { p_file_type: string; p_limit: number; p_now: string; p_pipeline: string }
         Returns: string[]
@@ -551,6 +1179,7 @@ export type Database = {
           history_length: number
           items_processed: number
           items_total: number | null
+          kept_since: string | null
           lease_check_at: string | null
           lease_expires_at: string | null
           metadata: NonNullable<Json>
@@ -563,6 +1192,7 @@ export type Database = {
           records_rejected: number
           records_total: number
           request_id: string | null
+          results_bytes: number
           size_bytes: number | null
           started_at: string | null
           status: string
@@ -586,6 +1216,31 @@ export type Database = {
         }
         Returns: string[]
       }
+      maintain: {
+        Args: { p_limit: number; p_seconds: number }
+        Returns: {
+          affected: number
+          pipeline: string
+          task: string
+        }[]
+      }
+      maintenance_jobs: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          command: string
+          job: string
+          schedule: string
+        }[]
+      }
+      metric_families: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          help: string
+          metric: string
+          type: string
+        }[]
+      }
+      metric_label: { Args: { p_name: string; p_value: string }; Returns: string }
       note_content: {
         Args: {
           p_actor?: string
@@ -599,10 +1254,98 @@ export type Database = {
         }
         Returns: boolean
       }
+      note_contents: { Args: { p_files: Json; p_now: string; p_pipeline: string }; Returns: number }
+      note_purged: { Args: { p_files: Json; p_now: string; p_pipeline: string }; Returns: Json }
+      note_purged_etag: {
+        Args: {
+          p_etag: string
+          p_file_url: string
+          p_now: string
+          p_on_overwrite: string
+          p_pipeline: string
+        }
+        Returns: undefined
+      }
+      notify_alert: { Args: { p_change: Json }; Returns: undefined }
       on_one_line: { Args: { p_length?: number; p_text: string }; Returns: string }
+      open_dead_letter: {
+        Args: {
+          p_file: Omit<
+            Database['filemark']['Tables']['file_checkpoints']['Row'],
+            Database['filemark']['Tables']['file_checkpoints']['ComputedFields']
+          >
+          p_opened_at: string
+          p_reason: string
+        }
+        Returns: undefined
+      }
       parse_completions: {
         Args: { p_completions: Json; p_pipeline: string }
         Returns: Database['filemark']['CompositeTypes']['completion'][]
+      }
+      pipeline_alerts: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          alert: string
+          hint: string
+          message: string
+          pipeline: string
+          severity: string
+          since: string
+          threshold: number
+          value: number
+        }[]
+      }
+      pipeline_counters: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          labels: string
+          metric: string
+          value: number
+        }[]
+      }
+      pipeline_gauges: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          labels: string
+          metric: string
+          value: number
+        }[]
+      }
+      post_alerts: { Args: { p_changes: Json }; Returns: undefined }
+      purge_file: {
+        Args: {
+          p_file: Omit<
+            Database['filemark']['Tables']['file_checkpoints']['Row'],
+            Database['filemark']['Tables']['file_checkpoints']['ComputedFields']
+          >
+        }
+        Returns: undefined
+      }
+      purge_files: {
+        Args: { p_dry_run?: boolean; p_limit?: number; p_pipeline?: string }
+        Returns: {
+          action: string
+          file_url: string
+          pipeline: string
+        }[]
+      }
+      put_back: {
+        Args: {
+          p_actor: string
+          p_checkpoint: Omit<
+            Database['filemark']['Tables']['checkpoint_history']['Row'],
+            Database['filemark']['Tables']['checkpoint_history']['ComputedFields']
+          >
+          p_file: Omit<
+            Database['filemark']['Tables']['file_checkpoints']['Row'],
+            Database['filemark']['Tables']['file_checkpoints']['ComputedFields']
+          >
+          p_force: boolean
+          p_from: string
+          p_reason: string
+        }
+        Returns: number
       }
       read_claims: {
         Args: { p_file_urls: string[]; p_pipeline: string }
@@ -665,8 +1408,39 @@ export type Database = {
         }
         Returns: Record<string, unknown>
       }
+      requeue_dead_letters: {
+        Args: {
+          p_actor?: string
+          p_dry_run?: boolean
+          p_error_like?: string
+          p_limit?: number
+          p_pipeline: string
+          p_reason?: string
+        }
+        Returns: {
+          action: string
+          error_message: string
+          file_url: string
+          pipeline: string
+        }[]
+      }
+      resolve_dead_letter: {
+        Args: {
+          p_actor?: string
+          p_file_url: string
+          p_notes?: string
+          p_pipeline?: string
+          p_resolution: string
+        }
+        Returns: undefined
+      }
+      revive_file: {
+        Args: { p_etag: string; p_file_url: string; p_now: string; p_pipeline: string }
+        Returns: undefined
+      }
       rewind_file: {
         Args: {
+          p_actor: string
           p_checkpoint: Omit<
             Database['filemark']['Tables']['checkpoint_history']['Row'],
             Database['filemark']['Tables']['checkpoint_history']['ComputedFields']
@@ -676,8 +1450,17 @@ export type Database = {
             Database['filemark']['Tables']['file_checkpoints']['ComputedFields']
           >
           p_now: string
+          p_reason: string
         }
         Returns: undefined
+      }
+      run_maintenance: {
+        Args: { p_limit?: number }
+        Returns: {
+          affected: number
+          pipeline: string
+          task: string
+        }[]
       }
       save_checkpoint: {
         Args: {
@@ -697,6 +1480,30 @@ export type Database = {
           lease_expires_at: string
         }[]
       }
+      schedule_at_installation: { Args: Record<PropertyKey, never>; Returns: undefined }
+      schedule_job: { Args: { p_command: string; p_job: string; p_schedule: string }; Returns: boolean }
+      schedule_maintenance: {
+        Args: { p_every?: string }
+        Returns: {
+          active: boolean
+          job: string
+          schedule: string
+        }[]
+      }
+      scheduled_jobs: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          active: boolean
+          job: string
+          jobid: number
+          schedule: string
+        }[]
+      }
+      set_alert_webhook: {
+        Args: { p_actor?: string; p_headers?: Json; p_pipeline?: string; p_url: string }
+        Returns: undefined
+      }
+      short_hash: { Args: { p_text: string }; Returns: string }
       start_generation: {
         Args: {
           p_actor?: string
@@ -707,6 +1514,20 @@ export type Database = {
           p_pipeline: string
         }
         Returns: undefined
+      }
+      stays_purged: { Args: { p_etag: string; p_file_url: string; p_pipeline: string }; Returns: boolean }
+      surrounding_alerts: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          alert: string
+          hint: string
+          message: string
+          pipeline: string
+          severity: string
+          since: string
+          threshold: number
+          value: number
+        }[]
       }
       take_files: {
         Args: {
@@ -719,7 +1540,63 @@ export type Database = {
         }
         Returns: undefined
       }
+      tally: {
+        Args: {
+          p_files?: number
+          p_pipeline: string
+          p_records_filtered?: number
+          p_records_persisted?: number
+          p_records_rejected?: number
+          p_records_total?: number
+          p_what: string
+        }
+        Returns: undefined
+      }
+      tally_reopened: {
+        Args: {
+          p_file: Omit<
+            Database['filemark']['Tables']['file_checkpoints']['Row'],
+            Database['filemark']['Tables']['file_checkpoints']['ComputedFields']
+          >
+        }
+        Returns: undefined
+      }
       target_table: { Args: { p_target: string }; Returns: unknown }
+      totals: {
+        Args: { p_pipeline: string }
+        Returns: {
+          files: number
+          last_at: string
+          records_filtered: number
+          records_persisted: number
+          records_rejected: number
+          records_total: number
+          what: string
+        }[]
+      }
+      truncate_checkpoint_history: {
+        Args: { p_dry_run?: boolean; p_limit?: number; p_pipeline?: string }
+        Returns: {
+          action: string
+          file_url: string
+          pipeline: string
+        }[]
+      }
+      unschedule_maintenance: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          job: string
+        }[]
+      }
+      upkeep_gauges: {
+        Args: Record<PropertyKey, never>
+        Returns: {
+          labels: string
+          metric: string
+          value: number
+        }[]
+      }
+      webhook_headers: { Args: { p_headers: Json }; Returns: Json }
     }
     Enums: {
       [_ in never]: never
@@ -912,6 +1789,7 @@ export type Database = {
           status: string
         }[]
       }
+      filemark_metrics: { Args: Record<PropertyKey, never>; Returns: unknown }
       get_file_checkpoint: {
         Args: { p_file_url: string; p_pipeline?: string }
         Returns: {
@@ -935,6 +1813,7 @@ export type Database = {
           history_length: number
           items_processed: number
           items_total: number
+          kept_since: string
           lease_check_at: string
           lease_expires_at: string
           metadata: Json
@@ -946,6 +1825,7 @@ export type Database = {
           records_persisted: number
           records_rejected: number
           records_total: number
+          results_bytes: number
           size_bytes: number
           started_at: string
           status: string
@@ -975,6 +1855,7 @@ export type Database = {
           history_length: number
           items_processed: number
           items_total: number
+          kept_since: string
           lease_check_at: string
           lease_expires_at: string
           metadata: Json
@@ -986,6 +1867,7 @@ export type Database = {
           records_persisted: number
           records_rejected: number
           records_total: number
+          results_bytes: number
           size_bytes: number
           started_at: string
           status: string

@@ -58,6 +58,8 @@ const getFileCheckpointColumns = {
   error: 'jsonb',
   completed_at: 'timestamptz',
   created_at: 'timestamptz',
+  kept_since: 'timestamptz',
+  results_bytes: 'bigint',
 } as const
 
 /**
@@ -154,6 +156,7 @@ export const functions = {
     returns: 'rows',
     columns: { status: 'text', attempts: 'integer', available_at: 'timestamptz' },
   },
+  filemark_metrics: { args: {}, required: 0, returns: 'filemark."text/plain"' },
   get_file_checkpoint: {
     args: { p_file_url: 'text', p_pipeline: 'text' },
     required: 1,

@@ -129,18 +129,22 @@ set search_path = ''
 as $$
 declare
   v_lease_end timestamptz := p_now + make_interval(secs => p_lease_seconds);
+  v_url text;
 begin
-  update filemark.file_checkpoints f
-     set status = 'processing',
-         claim_token = f.claim_token + 1,
-         claim_ended = null,
-         request_id = p_request_id,
-         processed_by = p_worker_id,
-         started_at = p_now,
-         lease_expires_at = v_lease_end,
-         lease_check_at = v_lease_end,
-         attempts = f.attempts + 1
-   where f.pipeline = p_pipeline and f.file_url = any (p_file_urls);
+  -- One by one: a plan for all of them, made while the table was small, reads the whole pipeline (97_plans.sql).
+  foreach v_url in array p_file_urls loop
+    update filemark.file_checkpoints f
+       set status = 'processing',
+           claim_token = f.claim_token + 1,
+           claim_ended = null,
+           request_id = p_request_id,
+           processed_by = p_worker_id,
+           started_at = p_now,
+           lease_expires_at = v_lease_end,
+           lease_check_at = v_lease_end,
+           attempts = f.attempts + 1
+     where f.pipeline = p_pipeline and f.file_url = v_url;
+  end loop;
 end
 $$;
 

@@ -97,6 +97,49 @@ begin
 end
 $$;
 
+-- The first p_limit of the given files in the order of the queue. The offset keeps it a look-up per file, however
+-- small the table was when this was planned.
+create function filemark.first_in_queue(p_pipeline text, p_file_urls text[], p_limit int)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select f.file_url
+      from unnest(p_file_urls) given (url)
+     cross join lateral (
+       select c.file_url::text, c.priority, c.available_at
+         from filemark.file_checkpoints c
+        where c.pipeline = p_pipeline and c.file_url = given.url offset 0
+     ) f
+     order by f.priority desc, f.available_at, f.file_url
+     limit p_limit);
+end
+$$;
+
+-- Ends the claims on those of the given files that are in progress: their leases are over, and their rows locked.
+create function filemark.end_lost_claims(p_pipeline text, p_file_urls text[], p_now timestamptz, p_actor text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_url text;
+  v_file filemark.file_checkpoints;
+begin
+  foreach v_url in array p_file_urls loop
+    select f.* into v_file
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.file_url = v_url;
+    if v_file.status = 'processing' then
+      perform filemark.end_lost_claim(v_file, p_now, p_actor);
+    end if;
+  end loop;
+end
+$$;
+
 -- Of the files that a batch claim with this request id was given, those it still holds; null for a request that was
 -- not made yet. Waits for a call of that request that is under way: a repeat may overtake the call it repeats.
 create function filemark.held_by_request(p_pipeline text, p_request_id uuid)
@@ -149,7 +192,6 @@ declare
   v_room int := p_limit;
   v_lost text[];
   v_urls text[];
-  v_file filemark.file_checkpoints;
 begin
   if p_request_id is not null then
     v_urls := filemark.held_by_request(p_pipeline, p_request_id);
@@ -180,18 +222,9 @@ begin
   end if;
   v_urls := filemark.lock_due_files(p_pipeline, p_file_type, v_room, v_now);
   if v_lost <> '{}' then
-    -- A file taken over has its slot already, so only the due ones are bound by v_room.
-    v_urls := array(
-      select f.file_url::text from filemark.file_checkpoints f
-       where f.pipeline = p_pipeline and f.file_url = any (v_lost || v_urls)
-       order by f.priority desc, f.available_at, f.file_url
-       limit p_limit);
-    for v_file in
-      select f.* from filemark.file_checkpoints f
-       where f.pipeline = p_pipeline and f.file_url = any (v_urls) and f.status = 'processing'
-    loop
-      perform filemark.end_lost_claim(v_file, v_now, p_worker_id);
-    end loop;
+    -- A file taken over has its slot already, so only the due ones were bound by v_room.
+    v_urls := filemark.first_in_queue(p_pipeline, v_lost || v_urls, p_limit);
+    perform filemark.end_lost_claims(p_pipeline, v_urls, v_now, p_worker_id);
   end if;
   if v_urls = '{}' then
     return;

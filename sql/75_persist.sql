@@ -57,6 +57,7 @@ returns regclass
 language plpgsql
 stable
 set search_path = ''
+set enable_seqscan = off
 as $$
 declare
   v_name text[];

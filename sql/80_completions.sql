@@ -10,80 +10,62 @@ create function filemark.complete_files(p_pipeline text, p_completions filemark.
 returns table (file_url text, outcome text)
 language plpgsql
 set search_path = ''
--- A look-up by key per completion, in their order, however few or many rows the planner expects (97_plans.sql).
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_urls text[] := array(select c.file_url from unnest(p_completions) c);
+  v_given filemark.completion;
   v_done record;
-  v_left record;
+  v_files int := 0;
+  v_total numeric := 0;
+  v_filtered numeric := 0;
+  v_persisted numeric := 0;
+  v_rejected numeric := 0;
 begin
-  if cardinality(p_completions) > 1 then
-    -- All of them first, one by one in key order: the update passes over those with newer content, and would
-    -- have locked what comes after them.
-    perform from unnest(p_completions) c
-     cross join lateral (
-       select from filemark.file_checkpoints f
-        where f.pipeline = p_pipeline and f.file_url = c.file_url and f.claim_token = c.claim_token
-          for no key update) locked;
-  end if;
-
-  with done as (
+  -- One by one, in key order: each by its key, however small the table was when this was planned (97_plans.sql).
+  foreach v_given in array p_completions loop
     update filemark.file_checkpoints f
        set status = 'completed',
            claim_ended = 'completed',
            lease_expires_at = null,
            lease_check_at = null,
-           etag = coalesce(f.etag, c.etag),
-           records_total = c.records_total,
-           records_filtered = c.records_filtered,
-           records_persisted = greatest(f.records_persisted, c.records_persisted),
-           processing_time_ms = coalesce(c.processing_time_ms,
+           etag = coalesce(f.etag, v_given.etag),
+           records_total = v_given.records_total,
+           records_filtered = v_given.records_filtered,
+           records_persisted = greatest(f.records_persisted, v_given.records_persisted),
+           processing_time_ms = coalesce(v_given.processing_time_ms,
                                          greatest(extract(epoch from v_now - f.started_at) * 1000, 0)),
-           accumulated_results = coalesce(c.accumulated_results, f.accumulated_results),
-           results_bytes = coalesce(octet_length(c.accumulated_results::text), f.results_bytes),
+           accumulated_results = coalesce(v_given.accumulated_results, f.accumulated_results),
+           results_bytes = coalesce(octet_length(v_given.accumulated_results::text), f.results_bytes),
            error_message = null,
            error = null,
            completed_at = v_now,
            kept_since = case when f.checkpoint_seq > 0 or f.accumulated_results is not null
-                               or c.accumulated_results is not null then v_now end
-      from unnest(p_completions) c
+                               or v_given.accumulated_results is not null then v_now end
      where f.pipeline = p_pipeline
-       -- Said twice: whichever side the planner begins with, it reads by key.
-       and f.file_url = any (v_urls)
-       and f.file_url = c.file_url
-       and f.claim_token = c.claim_token
+       and f.file_url = v_given.file_url
+       and f.claim_token = v_given.claim_token
        and f.status = 'processing'
        and f.superseded_by is null
-       and (c.etag is null or f.etag is null or c.etag = f.etag
+       and (v_given.etag is null or f.etag is null or v_given.etag = f.etag
             or (select p.on_overwrite = 'ignore' from filemark.pipelines p where p.pipeline = p_pipeline))
-    returning f.file_url, f.records_total, f.records_filtered, f.records_persisted, f.records_rejected
-  )
-  select coalesce(array_agg(d.file_url::text), '{}') as urls, count(*) as files,
-         sum(d.records_total) as total, sum(d.records_filtered) as filtered, sum(d.records_persisted) as persisted,
-         sum(d.records_rejected) as rejected
-    into v_done
-    from done d;
-  if v_done.files > 0 then
-    perform filemark.tally(
-      p_pipeline, 'completed', v_done.files, v_done.total, v_done.filtered, v_done.persisted, v_done.rejected);
-    return query select unnest(v_done.urls), 'completed';
-  end if;
-  if v_done.files = cardinality(p_completions) then
-    return;
-  end if;
-
-  -- What is left: content that changed meanwhile, repeats, claims that were lost.
-  for v_left in
-    select c.file_url, c.claim_token, c.etag from unnest(p_completions) c
-     where c.file_url <> all (v_done.urls)
-  loop
-    file_url := v_left.file_url;
-    outcome := filemark.complete_changed_file(p_pipeline, file_url, v_left.claim_token, v_left.etag, v_now);
+    returning f.records_total, f.records_filtered, f.records_persisted, f.records_rejected into v_done;
+    file_url := v_given.file_url;
+    if found then
+      outcome := 'completed';
+      v_files := v_files + 1;
+      v_total := v_total + v_done.records_total;
+      v_filtered := v_filtered + v_done.records_filtered;
+      v_persisted := v_persisted + v_done.records_persisted;
+      v_rejected := v_rejected + v_done.records_rejected;
+    else
+      outcome := filemark.complete_changed_file(
+        p_pipeline, v_given.file_url, v_given.claim_token, v_given.etag, v_now);
+    end if;
     return next;
   end loop;
+  if v_files > 0 then
+    perform filemark.tally(p_pipeline, 'completed', v_files, v_total, v_filtered, v_persisted, v_rejected);
+  end if;
 end
 $$;
 

@@ -118,7 +118,7 @@ describe('a database of version 0.1 that is upgraded', () => {
       select d.pipeline, d.file_url, d.reason, d.attempts, d.error_message, d.resolution, d.resolved_at,
              (select jsonb_agg(e.error - array['occurred_at', 'lease_expired_at'] order by e.position)
                 from jsonb_array_elements(d.errors) with ordinality e (error, position)) as errors,
-             d.file - array['created_at', 'available_at', 'started_at', 'checkpointed_at', 'file_timestamp', 'results_bytes'] as file
+             d.file - array['created_at', 'available_at', 'started_at', 'checkpointed_at', 'file_timestamp'] as file
         from filemark.dead_letter_entries d where d.file_url <> 'mended' order by d.file_url`)
     expect(entries).toHaveLength(3)
     expect(entries).toEqual(expected)
