@@ -4,7 +4,8 @@
 -- the rights of whoever reads them (filemark_monitor may) and change nothing. Time is the beginning of the statement.
 --
 -- All but files, which is a listing, read only what is pending, failed or in progress, by the partial indexes on
--- file_checkpoints, and never the completed files: their cost does not grow with what is done.
+-- file_checkpoints, and never the completed files: their cost does not grow with what is done. Files in progress are
+-- read pipeline by pipeline; the offset keeps it so, because the planner expects fewer of them than there are.
 
 -- What alerts go by that is no setting of a pipeline.
 create function filemark.alert_limits()
@@ -36,11 +37,11 @@ maintenance_overdue_seconds: how long work may wait for maintenance.
 held_snapshot_seconds: how long a transaction may keep dead rows from being removed.
 held_dead_rows: how many dead rows of filemark.file_checkpoints it takes to slow claims.$comment$;
 
--- The statuses one by one, so that each is found by an index of its own: of what status = 'processing' leaves out,
--- nothing is read.
+-- The statuses one by one, each as a constant and with an index of its own: what status = 'processing' leaves out is
+-- not even planned.
 create view filemark.files with (security_invoker = true) as
-select f.pipeline, f.file_url, f.file_type, f.generation, f.status,
-       extract(epoch from statement_timestamp() - case f.status
+select f.pipeline, f.file_url, f.file_type, f.generation, f.stands as status,
+       extract(epoch from statement_timestamp() - case f.stands
          when 'processing' then f.started_at
          when 'completed' then f.completed_at
          when 'pending' then least(f.available_at, statement_timestamp())
@@ -50,11 +51,11 @@ select f.pipeline, f.file_url, f.file_type, f.generation, f.status,
                 order by e.event_id desc
                 limit 1)
        end)::double precision as age_seconds,
-       case when f.status in ('pending', 'failed') and f.available_at > statement_timestamp() then
+       case when f.stands in ('pending', 'failed') and f.available_at > statement_timestamp() then
          extract(epoch from f.available_at - statement_timestamp())::double precision
        end as due_in_seconds,
-       case when f.status = 'processing' then f.processed_by end as holder,
-       case when f.status = 'processing' then
+       case when f.stands = 'processing' then f.processed_by end as holder,
+       case when f.stands = 'processing' then
          case
            when f.lease_expires_at <= statement_timestamp() then 'expired'
            when f.lease_expires_at <= statement_timestamp() + make_interval(secs => 0.2 * p.lease_seconds)
@@ -71,17 +72,19 @@ select f.pipeline, f.file_url, f.file_type, f.generation, f.status,
        extract(epoch from statement_timestamp() - f.checkpointed_at)::double precision as checkpoint_age_seconds,
        f.history_length, f.results_bytes, f.attempts, p.max_attempts, f.error_message as last_error
   from (
-    select * from filemark.file_checkpoints where status = 'processing' and lease_check_at is not null
+    select 'processing' as stands, c.* from filemark.file_checkpoints c
+     where c.status = 'processing' and c.lease_check_at is not null
     union all
-    select * from filemark.file_checkpoints where status = 'pending'
+    select 'pending', c.* from filemark.file_checkpoints c where c.status = 'pending'
     union all
-    select * from filemark.file_checkpoints where status = 'failed'
+    select 'failed', c.* from filemark.file_checkpoints c where c.status = 'failed'
     union all
-    select * from filemark.file_checkpoints where status = 'dead_letter'
+    select 'dead_letter', c.* from filemark.file_checkpoints c where c.status = 'dead_letter'
     union all
-    select * from filemark.file_checkpoints where status = 'skipped'
+    select 'skipped', c.* from filemark.file_checkpoints c where c.status = 'skipped'
     union all
-    select * from filemark.file_checkpoints where status = 'completed' and completed_at is not null
+    select 'completed', c.* from filemark.file_checkpoints c
+     where c.status = 'completed' and c.completed_at is not null
   ) f
   join filemark.pipelines p on p.pipeline = f.pipeline
   left join lateral (
@@ -100,7 +103,7 @@ select f.pipeline, f.file_url, f.file_type, f.generation, f.status,
              where r.pipeline = f.pipeline and r.file_url = f.file_url
              order by r.checkpoint_seq desc
              limit 11) h
-     where f.status = 'processing'
+     where f.stands = 'processing'
   ) speed on true;
 
 comment on view filemark.files is
@@ -142,10 +145,12 @@ select f.pipeline, f.file_url, f.processed_by as holder,
        extract(epoch from statement_timestamp() - s.since)::double precision as checkpoint_age_seconds,
        p.stale_after_seconds, s.since, f.started_at, f.lease_expires_at, f.checkpoint_seq, f.items_processed,
        f.items_total, f.attempts, p.max_attempts
-  from filemark.file_checkpoints f
-  join filemark.pipelines p on p.pipeline = f.pipeline
+  from filemark.pipelines p
+ cross join lateral (
+   select c.* from filemark.file_checkpoints c where c.pipeline = p.pipeline and c.lease_check_at is not null offset 0
+ ) f
  cross join lateral (values (greatest(f.checkpointed_at, f.started_at))) s (since)
- where f.lease_check_at is not null and s.since <= statement_timestamp() - make_interval(secs => p.stale_after_seconds)
+ where s.since <= statement_timestamp() - make_interval(secs => p.stale_after_seconds)
  order by s.since;
 
 comment on view filemark.stale_checkpoints is
@@ -169,9 +174,10 @@ comment on column filemark.stale_checkpoints.max_attempts is 'How many of them i
 create view filemark.watched_histories with (security_invoker = true) as
 select f.pipeline, f.file_url, f.status, f.checkpoint_seq, f.history_length, p.history_limit, p.max_history,
        f.checkpointed_at
-  from filemark.file_checkpoints f
-  join filemark.pipelines p on p.pipeline = f.pipeline
- where f.lease_check_at is not null
+  from filemark.pipelines p
+ cross join lateral (
+   select c.* from filemark.file_checkpoints c where c.pipeline = p.pipeline and c.lease_check_at is not null offset 0
+ ) f
 union all
 select p.pipeline, f.file_url, f.status, f.checkpoint_seq, f.history_length, p.history_limit, p.max_history,
        f.checkpointed_at
@@ -217,9 +223,11 @@ comment on column filemark.large_histories.checkpointed_at is 'When it was last 
 create view filemark.large_results with (security_invoker = true) as
 select f.pipeline, f.file_url, f.status, f.results_bytes, pg_size_pretty(f.results_bytes) as results_size,
        p.max_results_bytes, f.processed_by as holder, f.checkpointed_at
-  from filemark.file_checkpoints f
-  join filemark.pipelines p on p.pipeline = f.pipeline
- where f.lease_check_at is not null and f.results_bytes > 100000
+  from filemark.pipelines p
+ cross join lateral (
+   select c.* from filemark.file_checkpoints c where c.pipeline = p.pipeline and c.lease_check_at is not null offset 0
+ ) f
+ where f.results_bytes > 100000
  order by f.results_bytes desc, f.pipeline, f.file_url
  limit 20;
 
@@ -235,27 +243,34 @@ comment on column filemark.large_results.holder is 'The worker that has it.';
 comment on column filemark.large_results.checkpointed_at is 'When it was last saved.';
 
 -- How often the claims that run for five minutes or longer save: over their last ten checkpoints, fewer if the pipeline
--- keeps fewer, or since the claim if it has not saved that many.
+-- keeps fewer, or since the claim if it has not saved that many. The numbers of checkpoints have no gaps, so the tenth
+-- from the end is found by its number.
 create view filemark.infrequent_checkpoints with (security_invoker = true) as
 select f.pipeline, f.file_url, f.processed_by as holder,
        extract(epoch from statement_timestamp() - f.started_at)::double precision as claim_age_seconds,
        r.checkpoints_per_minute, p.min_checkpoints_per_minute, f.checkpointed_at, f.started_at, f.items_processed,
        f.items_total
-  from filemark.file_checkpoints f
-  join filemark.pipelines p on p.pipeline = f.pipeline
- cross join filemark.alert_limits() c
+  from filemark.pipelines p
  cross join lateral (
-   select count(*) * 60 / extract(epoch from statement_timestamp() - case
-            when count(*) < least(10, p.history_limit) then f.started_at else min(h.saved_at)
-          end)::double precision as checkpoints_per_minute
-     from (select s.saved_at, s.claim_token
-             from filemark.checkpoint_history s
-            where s.pipeline = f.pipeline and s.file_url = f.file_url
-            order by s.checkpoint_seq desc
-            limit least(10, p.history_limit)) h
-    where h.claim_token = f.claim_token
+   select c.* from filemark.file_checkpoints c where c.pipeline = p.pipeline and c.lease_check_at is not null offset 0
+ ) f
+ cross join filemark.alert_limits() c
+ cross join lateral (values (least(10, p.history_limit))) k (last)
+  left join filemark.checkpoint_history h
+    on h.pipeline = f.pipeline and h.file_url = f.file_url and h.checkpoint_seq = f.checkpoint_seq - k.last + 1
+   and h.claim_token = f.claim_token
+ cross join lateral (
+   select 60 * case
+            when h.saved_at is not null then
+              k.last / extract(epoch from statement_timestamp() - h.saved_at)::double precision
+            else
+              (select count(*) from filemark.checkpoint_history s
+                where s.pipeline = f.pipeline and s.file_url = f.file_url
+                  and s.checkpoint_seq > f.checkpoint_seq - k.last and s.claim_token = f.claim_token)
+              / extract(epoch from statement_timestamp() - f.started_at)::double precision
+          end as checkpoints_per_minute
  ) r
- where f.lease_check_at is not null and f.lease_expires_at > statement_timestamp()
+ where f.lease_expires_at > statement_timestamp()
    and f.started_at <= statement_timestamp() - make_interval(secs => c.infrequent_after_seconds)
    and r.checkpoints_per_minute < p.min_checkpoints_per_minute
  order by r.checkpoints_per_minute, f.started_at;
@@ -273,117 +288,3 @@ comment on column filemark.infrequent_checkpoints.checkpointed_at is 'When it la
 comment on column filemark.infrequent_checkpoints.started_at is 'When it was claimed.';
 comment on column filemark.infrequent_checkpoints.items_processed is 'Items done, as of the last checkpoint.';
 comment on column filemark.infrequent_checkpoints.items_total is 'Items in the file; null when unknown.';
-
--- Per hour of the last seven days, what the tallies say: those that maintenance has added up, and those it has yet to.
-create view filemark.pipeline_activity with (security_invoker = true) as
-select p.pipeline, a.hour, a.files_registered, a.files_overwritten, a.files_completed, a.records_total,
-       a.records_filtered, a.records_persisted, a.records_rejected, a.failures, a.lost_leases, a.releases
-  from filemark.pipelines p
- cross join lateral (
-   select w.hour,
-          coalesce(sum(w.files) filter (where w.what = 'registered'), 0)::bigint as files_registered,
-          coalesce(sum(w.files) filter (where w.what = 'overwritten'), 0)::bigint as files_overwritten,
-          coalesce(sum(w.files) filter (where w.what = 'completed'), 0)::bigint as files_completed,
-          coalesce(sum(w.records_total) filter (where w.what = 'completed'), 0) as records_total,
-          coalesce(sum(w.records_filtered) filter (where w.what = 'completed'), 0) as records_filtered,
-          coalesce(sum(w.records_persisted) filter (where w.what = 'completed'), 0) as records_persisted,
-          coalesce(sum(w.records_rejected) filter (where w.what = 'completed'), 0) as records_rejected,
-          coalesce(sum(w.files) filter (where w.what = 'failed'), 0)::bigint as failures,
-          coalesce(sum(w.files) filter (where w.what = 'lost'), 0)::bigint as lost_leases,
-          coalesce(sum(w.files) filter (where w.what = 'released'), 0)::bigint as releases
-     from (
-       select h.hour, h.what, h.files, h.records_total, h.records_filtered, h.records_persisted, h.records_rejected
-         from filemark.activity h
-        where h.pipeline = p.pipeline and h.hour > statement_timestamp() - interval '7 days'
-       union all
-       select date_trunc('hour', t.occurred_at, 'UTC'), t.what, t.files, t.records_total, t.records_filtered,
-              t.records_persisted, t.records_rejected
-         from filemark.tallies t
-        where t.pipeline = p.pipeline and t.occurred_at > statement_timestamp() - interval '7 days'
-     ) w
-    group by w.hour
- ) a
- order by p.pipeline, a.hour desc;
-
-comment on view filemark.pipeline_activity is
-  'What happened in each hour of the last seven days. Those of 90 days are in filemark.activity.';
-comment on column filemark.pipeline_activity.pipeline is 'The pipeline.';
-comment on column filemark.pipeline_activity.hour is 'The beginning of the hour, in UTC.';
-comment on column filemark.pipeline_activity.files_registered is 'Files that became known.';
-comment on column filemark.pipeline_activity.files_overwritten is 'Files that came with new content.';
-comment on column filemark.pipeline_activity.files_completed is 'Files that were completed.';
-comment on column filemark.pipeline_activity.records_total is 'Records in these.';
-comment on column filemark.pipeline_activity.records_filtered is 'Records of these that were left out on purpose.';
-comment on column filemark.pipeline_activity.records_persisted is 'Records of these that were written.';
-comment on column filemark.pipeline_activity.records_rejected is 'Records of these that were rejected.';
-comment on column filemark.pipeline_activity.failures is 'Claims that ended with an error.';
-comment on column filemark.pipeline_activity.lost_leases is 'Claims that ended with their lease.';
-comment on column filemark.pipeline_activity.releases is 'Claims that were given back.';
-
--- What happened in this hour and the last one, as one sum: what failure_ratio and backlog go by.
-create view filemark.recent_activity with (security_invoker = true) as
-select p.pipeline, r.since,
-       coalesce(sum(a.files) filter (where a.what = 'completed'), 0)::bigint as files_completed,
-       coalesce(sum(a.files) filter (where a.what = 'failed'), 0)::bigint as failures,
-       coalesce(sum(a.files) filter (where a.what = 'lost'), 0)::bigint as lost_leases
-  from filemark.pipelines p
- cross join lateral (values (date_trunc('hour', statement_timestamp(), 'UTC') - interval '1 hour')) r (since)
-  left join lateral (
-    select h.what, h.files from filemark.activity h where h.pipeline = p.pipeline and h.hour >= r.since
-    union all
-    select t.what, t.files from filemark.tallies t where t.pipeline = p.pipeline and t.occurred_at >= r.since
-  ) a on true
- group by p.pipeline, r.since;
-
-comment on view filemark.recent_activity is 'What happened in this hour and the last one.';
-comment on column filemark.recent_activity.pipeline is 'The pipeline.';
-comment on column filemark.recent_activity.since is 'The beginning of the last hour.';
-comment on column filemark.recent_activity.files_completed is 'Files that were completed.';
-comment on column filemark.recent_activity.failures is 'Claims that ended with an error.';
-comment on column filemark.recent_activity.lost_leases is 'Claims that ended with their lease.';
-
--- What waits, and how long it will take at the pace of this hour and the last.
-create view filemark.backlog with (security_invoker = true) as
-select p.pipeline, p.paused, q.due, q.due_retries, q.waiting, q.oldest_due_at,
-       extract(epoch from statement_timestamp() - q.oldest_due_at)::double precision as oldest_due_age_seconds,
-       p.max_backlog_age_seconds, w.in_progress, p.max_concurrency, d.completed_per_hour,
-       q.due * 3600 / nullif(d.completed_per_hour, 0) as estimated_seconds_left
-  from filemark.pipelines p
- cross join lateral (
-   select count(*) filter (where f.available_at <= statement_timestamp()) as due,
-          count(*) filter (where f.available_at <= statement_timestamp() and f.status = 'failed') as due_retries,
-          count(*) filter (where f.available_at > statement_timestamp()) as waiting,
-          min(f.available_at) filter (where f.available_at <= statement_timestamp()) as oldest_due_at
-     from filemark.file_checkpoints f
-    where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
- ) q
- cross join lateral (
-   select count(*) as in_progress
-     from filemark.file_checkpoints f
-    where f.pipeline = p.pipeline and f.lease_check_at is not null
- ) w
- cross join lateral (
-   select a.files_completed * 3600 / extract(epoch from statement_timestamp() - a.since)::double precision
-            as completed_per_hour
-     from filemark.recent_activity a
-    where a.pipeline = p.pipeline
- ) d
- order by p.pipeline;
-
-comment on view filemark.backlog is 'What waits in each pipeline, and how long it will take.';
-comment on column filemark.backlog.pipeline is 'The pipeline.';
-comment on column filemark.backlog.paused is 'Whether claims are refused.';
-comment on column filemark.backlog.due is 'Files that may be claimed now.';
-comment on column filemark.backlog.due_retries is 'Those of them that failed before.';
-comment on column filemark.backlog.waiting is 'Files that may be claimed later.';
-comment on column filemark.backlog.oldest_due_at is
-  'Since when the first of the due ones may be claimed; null when none is due.';
-comment on column filemark.backlog.oldest_due_age_seconds is 'How long that is.';
-comment on column filemark.backlog.max_backlog_age_seconds is
-  'From how long on there is an alert, as configured; null for never.';
-comment on column filemark.backlog.in_progress is 'Files in progress.';
-comment on column filemark.backlog.max_concurrency is 'How many there may be; null for no limit.';
-comment on column filemark.backlog.completed_per_hour is
-  'Files completed per hour, on average in this hour and the last.';
-comment on column filemark.backlog.estimated_seconds_left is
-  'How long the due files take at that pace; null when none was completed.';

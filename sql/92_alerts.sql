@@ -79,9 +79,12 @@ begin
          format('Write results to a table with persist_records instead of accumulating them, or expect more: '
                 'select * from filemark.configure_pipeline(%L, ''{"max_results_bytes": %s}'');',
                 f.pipeline, least(2 * p.max_results_bytes, 268435456))
-    from filemark.file_checkpoints f
-    join filemark.pipelines p on p.pipeline = f.pipeline
-   where f.lease_check_at is not null and f.results_bytes > p.max_results_bytes
+    from filemark.pipelines p
+   cross join lateral (
+     select c.* from filemark.file_checkpoints c
+      where c.pipeline = p.pipeline and c.lease_check_at is not null offset 0
+   ) f
+   where f.results_bytes > p.max_results_bytes
   union all
   select 'infrequent_checkpoints', i.pipeline, i.file_url, i.checkpoints_per_minute, i.min_checkpoints_per_minute,
          i.started_at + make_interval(secs => c.infrequent_after_seconds),

@@ -1343,9 +1343,12 @@ begin
          format('Write results to a table with persist_records instead of accumulating them, or expect more: '
                 'select * from filemark.configure_pipeline(%L, ''{"max_results_bytes": %s}'');',
                 f.pipeline, least(2 * p.max_results_bytes, 268435456))
-    from filemark.file_checkpoints f
-    join filemark.pipelines p on p.pipeline = f.pipeline
-   where f.lease_check_at is not null and f.results_bytes > p.max_results_bytes
+    from filemark.pipelines p
+   cross join lateral (
+     select c.* from filemark.file_checkpoints c
+      where c.pipeline = p.pipeline and c.lease_check_at is not null offset 0
+   ) f
+   where f.results_bytes > p.max_results_bytes
   union all
   select 'infrequent_checkpoints', i.pipeline, i.file_url, i.checkpoints_per_minute, i.min_checkpoints_per_minute,
          i.started_at + make_interval(secs => c.infrequent_after_seconds),
@@ -3402,9 +3405,12 @@ begin
         from filemark.activity a
        where a.pipeline = p_pipeline and a.hour = 'epoch'
       union all
-      select t.what, t.files, t.records_total, t.records_filtered, t.records_persisted, t.records_rejected, t.occurred_at
+      -- Added up among themselves first: of bigints, that is much faster.
+      select t.what, sum(t.files), sum(t.records_total), sum(t.records_filtered), sum(t.records_persisted),
+             sum(t.records_rejected), max(t.occurred_at)
         from filemark.tallies t
        where t.pipeline = p_pipeline
+       group by t.what
     ) s
    group by s.what;
 end
@@ -4478,9 +4484,9 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
     f.file_url,
     f.file_type,
     f.generation,
-    f.status,
+    f.stands AS status,
     (EXTRACT(epoch FROM (statement_timestamp() -
-        CASE f.status
+        CASE f.stands
             WHEN 'processing'::text THEN f.started_at
             WHEN 'completed'::text THEN f.completed_at
             WHEN 'pending'::text THEN LEAST(f.available_at, statement_timestamp())
@@ -4492,15 +4498,15 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
              LIMIT 1)
         END)))::double precision AS age_seconds,
         CASE
-            WHEN ((f.status = ANY (ARRAY['pending'::text, 'failed'::text])) AND (f.available_at > statement_timestamp())) THEN (EXTRACT(epoch FROM (f.available_at - statement_timestamp())))::double precision
+            WHEN ((f.stands = ANY (ARRAY['pending'::text, 'failed'::text])) AND (f.available_at > statement_timestamp())) THEN (EXTRACT(epoch FROM (f.available_at - statement_timestamp())))::double precision
             ELSE NULL::double precision
         END AS due_in_seconds,
         CASE
-            WHEN (f.status = 'processing'::text) THEN f.processed_by
+            WHEN (f.stands = 'processing'::text) THEN f.processed_by
             ELSE NULL::text
         END AS holder,
         CASE
-            WHEN (f.status = 'processing'::text) THEN
+            WHEN (f.stands = 'processing'::text) THEN
             CASE
                 WHEN (f.lease_expires_at <= statement_timestamp()) THEN 'expired'::text
                 WHEN (f.lease_expires_at <= (statement_timestamp() + make_interval(secs => ((0.2 * (p.lease_seconds)::numeric))::double precision))) THEN 'warning'::text
@@ -4521,251 +4527,257 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
     f.attempts,
     p.max_attempts,
     f.error_message AS last_error
-   FROM ((( SELECT file_checkpoints.pipeline,
-            file_checkpoints.file_url,
-            file_checkpoints.file_type,
-            file_checkpoints.file_timestamp,
-            file_checkpoints.size_bytes,
-            file_checkpoints.etag,
-            file_checkpoints.generation,
-            file_checkpoints.superseded_by,
-            file_checkpoints.metadata,
-            file_checkpoints.status,
-            file_checkpoints.priority,
-            file_checkpoints.available_at,
-            file_checkpoints.claim_token,
-            file_checkpoints.claim_ended,
-            file_checkpoints.request_id,
-            file_checkpoints.processed_by,
-            file_checkpoints.started_at,
-            file_checkpoints.lease_expires_at,
-            file_checkpoints.lease_check_at,
-            file_checkpoints.attempts,
-            file_checkpoints.cursor,
-            file_checkpoints.items_processed,
-            file_checkpoints.items_total,
-            file_checkpoints.accumulated_results,
-            file_checkpoints.checkpoint_seq,
-            file_checkpoints.checkpointed_at,
-            file_checkpoints.history_length,
-            file_checkpoints.records_total,
-            file_checkpoints.records_filtered,
-            file_checkpoints.records_persisted,
-            file_checkpoints.records_rejected,
-            file_checkpoints.processing_time_ms,
-            file_checkpoints.error_message,
-            file_checkpoints.error,
-            file_checkpoints.completed_at,
-            file_checkpoints.created_at,
-            file_checkpoints.kept_since,
-            file_checkpoints.results_bytes
-           FROM filemark.file_checkpoints
-          WHERE ((file_checkpoints.status = 'processing'::text) AND (file_checkpoints.lease_check_at IS NOT NULL))
+   FROM ((( SELECT 'processing'::text AS stands,
+            c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE ((c.status = 'processing'::text) AND (c.lease_check_at IS NOT NULL))
         UNION ALL
-         SELECT file_checkpoints.pipeline,
-            file_checkpoints.file_url,
-            file_checkpoints.file_type,
-            file_checkpoints.file_timestamp,
-            file_checkpoints.size_bytes,
-            file_checkpoints.etag,
-            file_checkpoints.generation,
-            file_checkpoints.superseded_by,
-            file_checkpoints.metadata,
-            file_checkpoints.status,
-            file_checkpoints.priority,
-            file_checkpoints.available_at,
-            file_checkpoints.claim_token,
-            file_checkpoints.claim_ended,
-            file_checkpoints.request_id,
-            file_checkpoints.processed_by,
-            file_checkpoints.started_at,
-            file_checkpoints.lease_expires_at,
-            file_checkpoints.lease_check_at,
-            file_checkpoints.attempts,
-            file_checkpoints.cursor,
-            file_checkpoints.items_processed,
-            file_checkpoints.items_total,
-            file_checkpoints.accumulated_results,
-            file_checkpoints.checkpoint_seq,
-            file_checkpoints.checkpointed_at,
-            file_checkpoints.history_length,
-            file_checkpoints.records_total,
-            file_checkpoints.records_filtered,
-            file_checkpoints.records_persisted,
-            file_checkpoints.records_rejected,
-            file_checkpoints.processing_time_ms,
-            file_checkpoints.error_message,
-            file_checkpoints.error,
-            file_checkpoints.completed_at,
-            file_checkpoints.created_at,
-            file_checkpoints.kept_since,
-            file_checkpoints.results_bytes
-           FROM filemark.file_checkpoints
-          WHERE (file_checkpoints.status = 'pending'::text)
+         SELECT 'pending'::text,
+            c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE (c.status = 'pending'::text)
         UNION ALL
-         SELECT file_checkpoints.pipeline,
-            file_checkpoints.file_url,
-            file_checkpoints.file_type,
-            file_checkpoints.file_timestamp,
-            file_checkpoints.size_bytes,
-            file_checkpoints.etag,
-            file_checkpoints.generation,
-            file_checkpoints.superseded_by,
-            file_checkpoints.metadata,
-            file_checkpoints.status,
-            file_checkpoints.priority,
-            file_checkpoints.available_at,
-            file_checkpoints.claim_token,
-            file_checkpoints.claim_ended,
-            file_checkpoints.request_id,
-            file_checkpoints.processed_by,
-            file_checkpoints.started_at,
-            file_checkpoints.lease_expires_at,
-            file_checkpoints.lease_check_at,
-            file_checkpoints.attempts,
-            file_checkpoints.cursor,
-            file_checkpoints.items_processed,
-            file_checkpoints.items_total,
-            file_checkpoints.accumulated_results,
-            file_checkpoints.checkpoint_seq,
-            file_checkpoints.checkpointed_at,
-            file_checkpoints.history_length,
-            file_checkpoints.records_total,
-            file_checkpoints.records_filtered,
-            file_checkpoints.records_persisted,
-            file_checkpoints.records_rejected,
-            file_checkpoints.processing_time_ms,
-            file_checkpoints.error_message,
-            file_checkpoints.error,
-            file_checkpoints.completed_at,
-            file_checkpoints.created_at,
-            file_checkpoints.kept_since,
-            file_checkpoints.results_bytes
-           FROM filemark.file_checkpoints
-          WHERE (file_checkpoints.status = 'failed'::text)
+         SELECT 'failed'::text,
+            c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE (c.status = 'failed'::text)
         UNION ALL
-         SELECT file_checkpoints.pipeline,
-            file_checkpoints.file_url,
-            file_checkpoints.file_type,
-            file_checkpoints.file_timestamp,
-            file_checkpoints.size_bytes,
-            file_checkpoints.etag,
-            file_checkpoints.generation,
-            file_checkpoints.superseded_by,
-            file_checkpoints.metadata,
-            file_checkpoints.status,
-            file_checkpoints.priority,
-            file_checkpoints.available_at,
-            file_checkpoints.claim_token,
-            file_checkpoints.claim_ended,
-            file_checkpoints.request_id,
-            file_checkpoints.processed_by,
-            file_checkpoints.started_at,
-            file_checkpoints.lease_expires_at,
-            file_checkpoints.lease_check_at,
-            file_checkpoints.attempts,
-            file_checkpoints.cursor,
-            file_checkpoints.items_processed,
-            file_checkpoints.items_total,
-            file_checkpoints.accumulated_results,
-            file_checkpoints.checkpoint_seq,
-            file_checkpoints.checkpointed_at,
-            file_checkpoints.history_length,
-            file_checkpoints.records_total,
-            file_checkpoints.records_filtered,
-            file_checkpoints.records_persisted,
-            file_checkpoints.records_rejected,
-            file_checkpoints.processing_time_ms,
-            file_checkpoints.error_message,
-            file_checkpoints.error,
-            file_checkpoints.completed_at,
-            file_checkpoints.created_at,
-            file_checkpoints.kept_since,
-            file_checkpoints.results_bytes
-           FROM filemark.file_checkpoints
-          WHERE (file_checkpoints.status = 'dead_letter'::text)
+         SELECT 'dead_letter'::text,
+            c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE (c.status = 'dead_letter'::text)
         UNION ALL
-         SELECT file_checkpoints.pipeline,
-            file_checkpoints.file_url,
-            file_checkpoints.file_type,
-            file_checkpoints.file_timestamp,
-            file_checkpoints.size_bytes,
-            file_checkpoints.etag,
-            file_checkpoints.generation,
-            file_checkpoints.superseded_by,
-            file_checkpoints.metadata,
-            file_checkpoints.status,
-            file_checkpoints.priority,
-            file_checkpoints.available_at,
-            file_checkpoints.claim_token,
-            file_checkpoints.claim_ended,
-            file_checkpoints.request_id,
-            file_checkpoints.processed_by,
-            file_checkpoints.started_at,
-            file_checkpoints.lease_expires_at,
-            file_checkpoints.lease_check_at,
-            file_checkpoints.attempts,
-            file_checkpoints.cursor,
-            file_checkpoints.items_processed,
-            file_checkpoints.items_total,
-            file_checkpoints.accumulated_results,
-            file_checkpoints.checkpoint_seq,
-            file_checkpoints.checkpointed_at,
-            file_checkpoints.history_length,
-            file_checkpoints.records_total,
-            file_checkpoints.records_filtered,
-            file_checkpoints.records_persisted,
-            file_checkpoints.records_rejected,
-            file_checkpoints.processing_time_ms,
-            file_checkpoints.error_message,
-            file_checkpoints.error,
-            file_checkpoints.completed_at,
-            file_checkpoints.created_at,
-            file_checkpoints.kept_since,
-            file_checkpoints.results_bytes
-           FROM filemark.file_checkpoints
-          WHERE (file_checkpoints.status = 'skipped'::text)
+         SELECT 'skipped'::text,
+            c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE (c.status = 'skipped'::text)
         UNION ALL
-         SELECT file_checkpoints.pipeline,
-            file_checkpoints.file_url,
-            file_checkpoints.file_type,
-            file_checkpoints.file_timestamp,
-            file_checkpoints.size_bytes,
-            file_checkpoints.etag,
-            file_checkpoints.generation,
-            file_checkpoints.superseded_by,
-            file_checkpoints.metadata,
-            file_checkpoints.status,
-            file_checkpoints.priority,
-            file_checkpoints.available_at,
-            file_checkpoints.claim_token,
-            file_checkpoints.claim_ended,
-            file_checkpoints.request_id,
-            file_checkpoints.processed_by,
-            file_checkpoints.started_at,
-            file_checkpoints.lease_expires_at,
-            file_checkpoints.lease_check_at,
-            file_checkpoints.attempts,
-            file_checkpoints.cursor,
-            file_checkpoints.items_processed,
-            file_checkpoints.items_total,
-            file_checkpoints.accumulated_results,
-            file_checkpoints.checkpoint_seq,
-            file_checkpoints.checkpointed_at,
-            file_checkpoints.history_length,
-            file_checkpoints.records_total,
-            file_checkpoints.records_filtered,
-            file_checkpoints.records_persisted,
-            file_checkpoints.records_rejected,
-            file_checkpoints.processing_time_ms,
-            file_checkpoints.error_message,
-            file_checkpoints.error,
-            file_checkpoints.completed_at,
-            file_checkpoints.created_at,
-            file_checkpoints.kept_since,
-            file_checkpoints.results_bytes
-           FROM filemark.file_checkpoints
-          WHERE ((file_checkpoints.status = 'completed'::text) AND (file_checkpoints.completed_at IS NOT NULL))) f
+         SELECT 'completed'::text,
+            c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE ((c.status = 'completed'::text) AND (c.completed_at IS NOT NULL))) f
      JOIN filemark.pipelines p ON ((p.pipeline = f.pipeline)))
      LEFT JOIN LATERAL ( SELECT (((max(h.items_processed) FILTER (WHERE h.is_own) - COALESCE(max(h.items_processed) FILTER (WHERE (NOT h.is_own)), (
                 CASE
@@ -4784,7 +4796,7 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
                   WHERE ((r.pipeline = f.pipeline) AND (r.file_url = f.file_url))
                   ORDER BY r.checkpoint_seq DESC
                  LIMIT 11) h
-          WHERE (f.status = 'processing'::text)) speed ON (true));
+          WHERE (f.stands = 'processing'::text)) speed ON (true));
 
 CREATE VIEW "filemark"."infrequent_checkpoints" WITH (security_invoker=true) AS  SELECT f.pipeline,
     f.file_url,
@@ -4796,22 +4808,59 @@ CREATE VIEW "filemark"."infrequent_checkpoints" WITH (security_invoker=true) AS 
     f.started_at,
     f.items_processed,
     f.items_total
-   FROM (((filemark.file_checkpoints f
-     JOIN filemark.pipelines p ON ((p.pipeline = f.pipeline)))
+   FROM (((((filemark.pipelines p
+     CROSS JOIN LATERAL ( SELECT c_1.pipeline,
+            c_1.file_url,
+            c_1.file_type,
+            c_1.file_timestamp,
+            c_1.size_bytes,
+            c_1.etag,
+            c_1.generation,
+            c_1.superseded_by,
+            c_1.metadata,
+            c_1.status,
+            c_1.priority,
+            c_1.available_at,
+            c_1.claim_token,
+            c_1.claim_ended,
+            c_1.request_id,
+            c_1.processed_by,
+            c_1.started_at,
+            c_1.lease_expires_at,
+            c_1.lease_check_at,
+            c_1.attempts,
+            c_1.cursor,
+            c_1.items_processed,
+            c_1.items_total,
+            c_1.accumulated_results,
+            c_1.checkpoint_seq,
+            c_1.checkpointed_at,
+            c_1.history_length,
+            c_1.records_total,
+            c_1.records_filtered,
+            c_1.records_persisted,
+            c_1.records_rejected,
+            c_1.processing_time_ms,
+            c_1.error_message,
+            c_1.error,
+            c_1.completed_at,
+            c_1.created_at,
+            c_1.kept_since,
+            c_1.results_bytes
+           FROM filemark.file_checkpoints c_1
+          WHERE ((c_1.pipeline = p.pipeline) AND (c_1.lease_check_at IS NOT NULL))
+         OFFSET 0) f)
      CROSS JOIN filemark.alert_limits() c(infrequent_after_seconds, failure_minimum, reclaim_within_seconds, maintenance_overdue_seconds, held_snapshot_seconds, held_dead_rows))
-     CROSS JOIN LATERAL ( SELECT (((count(*) * 60))::double precision / (EXTRACT(epoch FROM (statement_timestamp() -
+     CROSS JOIN LATERAL ( VALUES (LEAST(10, p.history_limit))) k(last))
+     LEFT JOIN filemark.checkpoint_history h ON (((h.pipeline = f.pipeline) AND (h.file_url = f.file_url) AND (h.checkpoint_seq = ((f.checkpoint_seq - k.last) + 1)) AND (h.claim_token = f.claim_token))))
+     CROSS JOIN LATERAL ( SELECT ((60)::double precision *
                 CASE
-                    WHEN (count(*) < LEAST(10, p.history_limit)) THEN f.started_at
-                    ELSE min(h.saved_at)
-                END)))::double precision) AS checkpoints_per_minute
-           FROM ( SELECT s.saved_at,
-                    s.claim_token
-                   FROM filemark.checkpoint_history s
-                  WHERE ((s.pipeline = f.pipeline) AND (s.file_url = f.file_url))
-                  ORDER BY s.checkpoint_seq DESC
-                 LIMIT LEAST(10, p.history_limit)) h
-          WHERE (h.claim_token = f.claim_token)) r)
-  WHERE ((f.lease_check_at IS NOT NULL) AND (f.lease_expires_at > statement_timestamp()) AND (f.started_at <= (statement_timestamp() - make_interval(secs => (c.infrequent_after_seconds)::double precision))) AND (r.checkpoints_per_minute < p.min_checkpoints_per_minute))
+                    WHEN (h.saved_at IS NOT NULL) THEN ((k.last)::double precision / (EXTRACT(epoch FROM (statement_timestamp() - h.saved_at)))::double precision)
+                    ELSE ((( SELECT count(*) AS count
+                       FROM filemark.checkpoint_history s
+                      WHERE ((s.pipeline = f.pipeline) AND (s.file_url = f.file_url) AND (s.checkpoint_seq > (f.checkpoint_seq - k.last)) AND (s.claim_token = f.claim_token))))::double precision / (EXTRACT(epoch FROM (statement_timestamp() - f.started_at)))::double precision)
+                END) AS checkpoints_per_minute) r)
+  WHERE ((f.lease_expires_at > statement_timestamp()) AND (f.started_at <= (statement_timestamp() - make_interval(secs => (c.infrequent_after_seconds)::double precision))) AND (r.checkpoints_per_minute < p.min_checkpoints_per_minute))
   ORDER BY r.checkpoints_per_minute, f.started_at;
 
 CREATE VIEW "filemark"."large_results" WITH (security_invoker=true) AS  SELECT f.pipeline,
@@ -4822,9 +4871,49 @@ CREATE VIEW "filemark"."large_results" WITH (security_invoker=true) AS  SELECT f
     p.max_results_bytes,
     f.processed_by AS holder,
     f.checkpointed_at
-   FROM (filemark.file_checkpoints f
-     JOIN filemark.pipelines p ON ((p.pipeline = f.pipeline)))
-  WHERE ((f.lease_check_at IS NOT NULL) AND (f.results_bytes > 100000))
+   FROM (filemark.pipelines p
+     CROSS JOIN LATERAL ( SELECT c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE ((c.pipeline = p.pipeline) AND (c.lease_check_at IS NOT NULL))
+         OFFSET 0) f)
+  WHERE (f.results_bytes > 100000)
   ORDER BY f.results_bytes DESC, f.pipeline, f.file_url
  LIMIT 20;
 
@@ -4889,13 +4978,14 @@ CREATE VIEW "filemark"."pipeline_activity" WITH (security_invoker=true) AS  SELE
                 UNION ALL
                  SELECT date_trunc('hour'::text, t.occurred_at, 'UTC'::text) AS date_trunc,
                     t.what,
-                    t.files,
-                    t.records_total,
-                    t.records_filtered,
-                    t.records_persisted,
-                    t.records_rejected
+                    sum(t.files) AS sum,
+                    sum(t.records_total) AS sum,
+                    sum(t.records_filtered) AS sum,
+                    sum(t.records_persisted) AS sum,
+                    sum(t.records_rejected) AS sum
                    FROM filemark.tallies t
-                  WHERE ((t.pipeline = p.pipeline) AND (t.occurred_at > (statement_timestamp() - '7 days'::interval)))) w
+                  WHERE ((t.pipeline = p.pipeline) AND (t.occurred_at > (statement_timestamp() - '7 days'::interval)))
+                  GROUP BY (date_trunc('hour'::text, t.occurred_at, 'UTC'::text)), t.what) w
           GROUP BY w.hour) a)
   ORDER BY p.pipeline, a.hour DESC;
 
@@ -4905,16 +4995,18 @@ CREATE VIEW "filemark"."recent_activity" WITH (security_invoker=true) AS  SELECT
     (COALESCE(sum(a.files) FILTER (WHERE (a.what = 'failed'::text)), (0)::numeric))::bigint AS failures,
     (COALESCE(sum(a.files) FILTER (WHERE (a.what = 'lost'::text)), (0)::numeric))::bigint AS lost_leases
    FROM ((filemark.pipelines p
-     CROSS JOIN LATERAL ( VALUES ((date_trunc('hour'::text, statement_timestamp(), 'UTC'::text) - '01:00:00'::interval))) r(since))
+     CROSS JOIN ( SELECT (date_trunc('hour'::text, statement_timestamp(), 'UTC'::text) - '01:00:00'::interval) AS since
+         OFFSET 0) r)
      LEFT JOIN LATERAL ( SELECT h.what,
             h.files
            FROM filemark.activity h
           WHERE ((h.pipeline = p.pipeline) AND (h.hour >= r.since))
         UNION ALL
          SELECT t.what,
-            t.files
+            sum(t.files) AS sum
            FROM filemark.tallies t
-          WHERE ((t.pipeline = p.pipeline) AND (t.occurred_at >= r.since))) a ON (true))
+          WHERE ((t.pipeline = p.pipeline) AND (t.occurred_at >= r.since))
+          GROUP BY t.what) a ON (true))
   GROUP BY p.pipeline, r.since;
 
 CREATE VIEW "filemark"."backlog" WITH (security_invoker=true) AS  SELECT p.pipeline,
@@ -4957,10 +5049,50 @@ CREATE VIEW "filemark"."stale_checkpoints" WITH (security_invoker=true) AS  SELE
     f.items_total,
     f.attempts,
     p.max_attempts
-   FROM ((filemark.file_checkpoints f
-     JOIN filemark.pipelines p ON ((p.pipeline = f.pipeline)))
+   FROM ((filemark.pipelines p
+     CROSS JOIN LATERAL ( SELECT c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE ((c.pipeline = p.pipeline) AND (c.lease_check_at IS NOT NULL))
+         OFFSET 0) f)
      CROSS JOIN LATERAL ( VALUES (GREATEST(f.checkpointed_at, f.started_at))) s(since))
-  WHERE ((f.lease_check_at IS NOT NULL) AND (s.since <= (statement_timestamp() - make_interval(secs => (p.stale_after_seconds)::double precision))))
+  WHERE (s.since <= (statement_timestamp() - make_interval(secs => (p.stale_after_seconds)::double precision)))
   ORDER BY s.since;
 
 CREATE VIEW "filemark"."storage_report" WITH (security_invoker=true) AS  SELECT (c.relname)::text AS table_name,
@@ -4996,9 +5128,48 @@ CREATE VIEW "filemark"."watched_histories" WITH (security_invoker=true) AS  SELE
     p.history_limit,
     p.max_history,
     f.checkpointed_at
-   FROM (filemark.file_checkpoints f
-     JOIN filemark.pipelines p ON ((p.pipeline = f.pipeline)))
-  WHERE (f.lease_check_at IS NOT NULL)
+   FROM (filemark.pipelines p
+     CROSS JOIN LATERAL ( SELECT c.pipeline,
+            c.file_url,
+            c.file_type,
+            c.file_timestamp,
+            c.size_bytes,
+            c.etag,
+            c.generation,
+            c.superseded_by,
+            c.metadata,
+            c.status,
+            c.priority,
+            c.available_at,
+            c.claim_token,
+            c.claim_ended,
+            c.request_id,
+            c.processed_by,
+            c.started_at,
+            c.lease_expires_at,
+            c.lease_check_at,
+            c.attempts,
+            c.cursor,
+            c.items_processed,
+            c.items_total,
+            c.accumulated_results,
+            c.checkpoint_seq,
+            c.checkpointed_at,
+            c.history_length,
+            c.records_total,
+            c.records_filtered,
+            c.records_persisted,
+            c.records_rejected,
+            c.processing_time_ms,
+            c.error_message,
+            c.error,
+            c.completed_at,
+            c.created_at,
+            c.kept_since,
+            c.results_bytes
+           FROM filemark.file_checkpoints c
+          WHERE ((c.pipeline = p.pipeline) AND (c.lease_check_at IS NOT NULL))
+         OFFSET 0) f)
 UNION ALL
  SELECT p.pipeline,
     f.file_url,

@@ -122,10 +122,17 @@ describe('files', () => {
     expect(await file('a')).toMatchObject({ lease_state: null, lease_left_seconds: null, holder: null })
   })
 
-  /** Saves so many items, as if at so many seconds before now. */
+  // Of each test: what is so many seconds apart is exactly that, however slow the machine.
+  let beginning: number
+  beforeEach(() => {
+    beginning = Date.now()
+  })
+  const justBefore = (seconds: number) => new Date(beginning - seconds * 1000).toISOString()
+
+  /** Saves so many items, as if at so many seconds before the test began. */
   async function save(items: number, token: string, secondsAgo: number): Promise<void> {
     await checkpoint(db.sql, 'a', token, items, { items_total: 1000 })
-    const at = ago(secondsAgo)
+    const at = justBefore(secondsAgo)
     await db.sql`update filemark.file_checkpoints set checkpointed_at = ${at}`
     await db.sql`
       update filemark.checkpoint_history set saved_at = ${at}
@@ -133,7 +140,7 @@ describe('files', () => {
   }
 
   async function startedAt(secondsAgo: number): Promise<void> {
-    await db.sql`update filemark.file_checkpoints set started_at = ${ago(secondsAgo)}`
+    await db.sql`update filemark.file_checkpoints set started_at = ${justBefore(secondsAgo)}`
   }
 
   test('measures the pace from the beginning of the file, and from it the time that is left', async () => {
