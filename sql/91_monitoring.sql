@@ -75,15 +75,15 @@ select f.pipeline, f.file_url, f.file_type, f.generation, f.stands as status,
     select 'processing' as stands, c.* from filemark.file_checkpoints c
      where c.status = 'processing' and c.lease_check_at is not null
     union all
-    select 'pending', c.* from filemark.file_checkpoints c where c.status = 'pending'
+    select 'pending' as stands, c.* from filemark.file_checkpoints c where c.status = 'pending'
     union all
-    select 'failed', c.* from filemark.file_checkpoints c where c.status = 'failed'
+    select 'failed' as stands, c.* from filemark.file_checkpoints c where c.status = 'failed'
     union all
-    select 'dead_letter', c.* from filemark.file_checkpoints c where c.status = 'dead_letter'
+    select 'dead_letter' as stands, c.* from filemark.file_checkpoints c where c.status = 'dead_letter'
     union all
-    select 'skipped', c.* from filemark.file_checkpoints c where c.status = 'skipped'
+    select 'skipped' as stands, c.* from filemark.file_checkpoints c where c.status = 'skipped'
     union all
-    select 'completed', c.* from filemark.file_checkpoints c
+    select 'completed' as stands, c.* from filemark.file_checkpoints c
      where c.status = 'completed' and c.completed_at is not null
   ) f
   join filemark.pipelines p on p.pipeline = f.pipeline

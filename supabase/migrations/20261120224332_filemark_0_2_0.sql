@@ -4569,7 +4569,7 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
            FROM filemark.file_checkpoints c
           WHERE ((c.status = 'processing'::text) AND (c.lease_check_at IS NOT NULL))
         UNION ALL
-         SELECT 'pending'::text,
+         SELECT 'pending'::text AS stands,
             c.pipeline,
             c.file_url,
             c.file_type,
@@ -4611,7 +4611,7 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
            FROM filemark.file_checkpoints c
           WHERE (c.status = 'pending'::text)
         UNION ALL
-         SELECT 'failed'::text,
+         SELECT 'failed'::text AS stands,
             c.pipeline,
             c.file_url,
             c.file_type,
@@ -4653,7 +4653,7 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
            FROM filemark.file_checkpoints c
           WHERE (c.status = 'failed'::text)
         UNION ALL
-         SELECT 'dead_letter'::text,
+         SELECT 'dead_letter'::text AS stands,
             c.pipeline,
             c.file_url,
             c.file_type,
@@ -4695,7 +4695,7 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
            FROM filemark.file_checkpoints c
           WHERE (c.status = 'dead_letter'::text)
         UNION ALL
-         SELECT 'skipped'::text,
+         SELECT 'skipped'::text AS stands,
             c.pipeline,
             c.file_url,
             c.file_type,
@@ -4737,7 +4737,7 @@ CREATE VIEW "filemark"."files" WITH (security_invoker=true) AS  SELECT f.pipelin
            FROM filemark.file_checkpoints c
           WHERE (c.status = 'skipped'::text)
         UNION ALL
-         SELECT 'completed'::text,
+         SELECT 'completed'::text AS stands,
             c.pipeline,
             c.file_url,
             c.file_type,
