@@ -183,12 +183,12 @@ async function fillRest(sql: Sql, pipeline: string): Promise<void> {
               (select jsonb_object_agg('key-' || k, md5((i * k)::text)) from generate_series(1, 100) k) as results) t;
     insert into filemark.checkpoint_history
     select f.pipeline, f.file_url, s, jsonb_build_object('offset', s * 1000), s * 300, 0, 1,
-           f.checkpointed_at - interval '1 minute' * (60 - s)
+           f.checkpointed_at - interval '30 seconds' * (60 - s)
       from filemark.file_checkpoints f, generate_series(41, 60) s
      where f.pipeline = '${pipeline}' and f.status = 'processing';
     insert into filemark.long_histories (pipeline, file_url)
     select f.pipeline, f.file_url from filemark.file_checkpoints f
-     where f.pipeline = '${pipeline}' and f.status = 'processing';
+     where f.pipeline = '${pipeline}' and f.status = 'processing' and right(f.file_url, 5) = '0.csv';
 
     insert into filemark.file_checkpoints (
       pipeline, file_url, file_type, file_timestamp, status, available_at, claim_token, claim_ended, processed_by,

@@ -199,36 +199,30 @@ begin
 end
 $$;
 
--- Per pipeline, or of the one given: how many files are in which state, how old the backlog is, what completed files
--- loaded, what fails. failure_ratio: failed and dead files among all that were finished or failed. Purged files
--- count as completed. The cost grows with what is pending or failed, not with what is completed.
-create function public.pipeline_stats(p_pipeline text = null)
+-- Per pipeline, or of the one given, what pipeline_stats and the metrics are made of: files by status, and what was
+-- tallied since the pipeline began. What was completed and is no more, because it was requeued, skipped or overwritten,
+-- counts against files and records completed; purged files count as completed. The cost grows with what is pending or
+-- failed, not with what is completed.
+create function filemark.pipeline_numbers(p_pipeline text)
 returns table (
-  pipeline text, pending bigint, processing bigint, completed bigint, failed bigint, dead_letter bigint,
-  skipped bigint, total bigint, oldest_pending_age_seconds double precision, records_total bigint,
-  records_filtered bigint, records_persisted bigint, records_rejected bigint, failure_ratio double precision,
-  last_completed_at timestamptz
+  pipeline text, pending bigint, failed bigint, first_pending_at timestamptz, processing bigint, dead_letter bigint,
+  skipped bigint, completed bigint, records_total numeric, records_filtered numeric, records_persisted numeric,
+  records_rejected numeric, tallied jsonb
 )
 language plpgsql
 stable
-security definer
 set search_path = ''
 as $$
-declare
-  v_now timestamptz := clock_timestamp();
 begin
   return query
-  select p.pipeline::text, q.pending, w.processing, t.completed, q.failed, k.dead_letter, k.skipped,
-         q.pending + w.processing + t.completed + q.failed + k.dead_letter + k.skipped,
-         extract(epoch from v_now - q.oldest_pending)::double precision, t.records_total, t.records_filtered,
-         t.records_persisted, t.records_rejected,
-         (q.failed + k.dead_letter)::double precision / nullif(t.completed + q.failed + k.dead_letter, 0),
-         l.completed_at
+  select p.pipeline::text, q.pending, q.failed, q.first_pending_at, w.processing, k.dead_letter, k.skipped, t.completed,
+         t.records_total, t.records_filtered, t.records_persisted, t.records_rejected, t.tallied
     from filemark.pipelines p
    cross join lateral (
-     select count(*) filter (where f.status = 'pending') as pending,
+     -- As few comparisons per file as will do: most of the time goes into these.
+     select count(*) - count(*) filter (where f.status = 'failed') as pending,
             count(*) filter (where f.status = 'failed') as failed,
-            min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending
+            min(f.available_at) filter (where f.status = 'pending') as first_pending_at
        from filemark.file_checkpoints f
       where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
    ) q
@@ -244,24 +238,55 @@ begin
       where f.pipeline = p.pipeline and f.status in ('dead_letter', 'skipped')
    ) k
    cross join lateral (
-     -- What was completed and is no more, because it was requeued, skipped or overwritten, counts against it.
      select coalesce(sum(s.files * s.sign), 0)::bigint as completed,
-            least(coalesce(sum(s.records_total * s.sign), 0), 9223372036854775807)::bigint as records_total,
-            least(coalesce(sum(s.records_filtered * s.sign), 0), 9223372036854775807)::bigint as records_filtered,
-            least(coalesce(sum(s.records_persisted * s.sign), 0), 9223372036854775807)::bigint as records_persisted,
-            least(coalesce(sum(s.records_rejected * s.sign), 0), 9223372036854775807)::bigint as records_rejected
+            coalesce(sum(s.records_total::numeric * s.sign), 0) as records_total,
+            coalesce(sum(s.records_filtered::numeric * s.sign), 0) as records_filtered,
+            coalesce(sum(s.records_persisted::numeric * s.sign), 0) as records_persisted,
+            coalesce(sum(s.records_rejected::numeric * s.sign), 0) as records_rejected,
+            coalesce(jsonb_object_agg(s.what, to_jsonb(s)), '{}') as tallied
        from (select n.*, case n.what when 'completed' then 1 when 'reopened' then -1 end as sign
                from filemark.totals(p.pipeline) n) s
    ) t
+   where p_pipeline is null or p.pipeline = p_pipeline
+   order by p.pipeline;
+end
+$$;
+
+-- The same for callers, with failure_ratio: failed and dead files among all that were finished or failed.
+create function public.pipeline_stats(p_pipeline text = null)
+returns table (
+  pipeline text, pending bigint, processing bigint, completed bigint, failed bigint, dead_letter bigint,
+  skipped bigint, total bigint, oldest_pending_age_seconds double precision, records_total bigint,
+  records_filtered bigint, records_persisted bigint, records_rejected bigint, failure_ratio double precision,
+  last_completed_at timestamptz
+)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+declare
+  v_max constant bigint := 9223372036854775807;
+  v_now timestamptz := clock_timestamp();
+begin
+  return query
+  select n.pipeline, n.pending, n.processing, n.completed, n.failed, n.dead_letter, n.skipped,
+         n.pending + n.processing + n.completed + n.failed + n.dead_letter + n.skipped,
+         case when n.first_pending_at <= v_now then
+           extract(epoch from v_now - n.first_pending_at)::double precision
+         end,
+         least(n.records_total, v_max)::bigint, least(n.records_filtered, v_max)::bigint,
+         least(n.records_persisted, v_max)::bigint, least(n.records_rejected, v_max)::bigint,
+         (n.failed + n.dead_letter)::double precision / nullif(n.completed + n.failed + n.dead_letter, 0),
+         l.completed_at
+    from filemark.pipeline_numbers(p_pipeline) n
     left join lateral (
       select f.completed_at
         from filemark.file_checkpoints f
-       where f.pipeline = p.pipeline and f.completed_at is not null
+       where f.pipeline = n.pipeline and f.completed_at is not null
        order by f.completed_at desc
        limit 1
-   ) l on true
-   where p_pipeline is null or p.pipeline = p_pipeline
-   order by p.pipeline;
+    ) l on true;
 end
 $$;
 

@@ -19,6 +19,7 @@ returns table (
 )
 language plpgsql
 immutable
+rows 1
 set search_path = ''
 as $$
 begin

@@ -98,6 +98,37 @@ begin
 end
 $$;
 
+-- When the first of a pipeline's pending and failed files may, or might, be claimed. The queue has them by priority: as
+-- long as these are few, it is the first of each that is looked at, however many wait.
+create function filemark.oldest_available_at(p_pipeline text)
+returns timestamptz
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_first record;
+  v_oldest timestamptz;
+  -- Above every priority.
+  v_priority bigint := 2147483648;
+begin
+  for v_round in 1 .. 100 loop
+    select f.priority, f.available_at into v_first
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.status in ('pending', 'failed') and f.priority < v_priority
+     order by f.priority desc, f.available_at
+     limit 1;
+    if not found then
+      return v_oldest;
+    end if;
+    v_priority := v_first.priority;
+    v_oldest := least(v_oldest, v_first.available_at);
+  end loop;
+  return (select min(f.available_at) from filemark.file_checkpoints f
+           where f.pipeline = p_pipeline and f.status in ('pending', 'failed'));
+end
+$$;
+
 -- What is wrong with the files of a pipeline: too many of them are lost, wait or fail. Up to three are named.
 create function filemark.pipeline_alerts()
 returns table (
@@ -150,18 +181,16 @@ begin
   select 'backlog_age', 'critical', p.pipeline,
          extract(epoch from statement_timestamp() - q.oldest)::double precision, p.max_backlog_age_seconds,
          q.oldest + make_interval(secs => p.max_backlog_age_seconds),
-         format('pipeline "%s": %s file(s) wait for longer than %s seconds, the first for %s', p.pipeline, q.files,
-                p.max_backlog_age_seconds, round(extract(epoch from statement_timestamp() - q.oldest))),
+         format('pipeline "%s": a file has been waiting for %s seconds, longer than %s', p.pipeline,
+                round(extract(epoch from statement_timestamp() - q.oldest)), p.max_backlog_age_seconds),
          format('Start workers, or allow more than max_concurrency: '
                 'select * from filemark.backlog where pipeline = %L;', p.pipeline)
     from filemark.pipelines p
    cross join lateral (
-     select min(f.available_at) as oldest, count(*) as files
-       from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
-        and f.available_at <= statement_timestamp() - make_interval(secs => p.max_backlog_age_seconds)
+     select filemark.oldest_available_at(p.pipeline) as oldest
+      where p.max_backlog_age_seconds is not null and not p.paused offset 0
    ) q
-   where p.max_backlog_age_seconds is not null and not p.paused and q.files > 0
+   where q.oldest < statement_timestamp() - make_interval(secs => p.max_backlog_age_seconds)
   union all
   select 'failure_ratio', 'critical', p.pipeline, e.failed::double precision / e.ended, p.max_failure_ratio, r.since,
          format('pipeline "%s": %s of %s attempts failed in this hour and the last, more than %s %%', p.pipeline,

@@ -62,8 +62,8 @@ begin
 end
 $$;
 
--- Gauges of pipelines.
-create function filemark.pipeline_gauges()
+-- Of pipelines. A claim is counted when it ends, and while it is in progress.
+create function filemark.pipeline_samples()
 returns table (metric text, labels text, value numeric)
 language plpgsql
 stable
@@ -71,8 +71,8 @@ set search_path = ''
 as $$
 begin
   return query
-  select v.metric, filemark.metric_label('pipeline', s.pipeline) || coalesce(',' || v.label, ''), v.value
-    from public.pipeline_stats() s
+  select v.metric, filemark.metric_label('pipeline', s.pipeline) || coalesce(',' || v.label, ''), coalesce(v.value, 0)
+    from filemark.pipeline_numbers(null) s
     join filemark.pipelines p on p.pipeline = s.pipeline
    cross join lateral (
      select max(extract(epoch from statement_timestamp() - greatest(f.checkpointed_at, f.started_at))) as age,
@@ -84,6 +84,11 @@ begin
    cross join lateral (
      select max(h.history_length) as longest from filemark.watched_histories h where h.pipeline = s.pipeline
    ) l
+   cross join lateral (
+     select sum((e.value ->> 'files')::numeric) as ended
+       from jsonb_each(s.tallied) e
+      where e.key in ('completed', 'superseded', 'failed', 'released', 'lost', 'taken')
+   ) c
    cross join lateral (values
      ('filemark_files', 'status="pending"', s.pending::numeric),
      ('filemark_files', 'status="processing"', s.processing),
@@ -91,66 +96,31 @@ begin
      ('filemark_files', 'status="failed"', s.failed),
      ('filemark_files', 'status="dead_letter"', s.dead_letter),
      ('filemark_files', 'status="skipped"', s.skipped),
-     ('filemark_oldest_pending_age_seconds', null, coalesce(s.oldest_pending_age_seconds::numeric, 0)),
+     ('filemark_oldest_pending_age_seconds', null,
+      greatest(extract(epoch from statement_timestamp() - s.first_pending_at), 0)),
      ('filemark_pipeline_paused', null, p.paused::int),
      ('filemark_checkpoint_age_seconds', null, greatest(w.age, 0)),
-     ('filemark_checkpoint_history_size', null, coalesce(l.longest, 0)),
-     ('filemark_results_bytes', null, coalesce(w.results_bytes, 0)),
-     ('filemark_largest_results_bytes', null, coalesce(w.largest, 0)),
-     ('filemark_expired_claims', null, w.expired)
+     ('filemark_checkpoint_history_size', null, l.longest),
+     ('filemark_results_bytes', null, w.results_bytes),
+     ('filemark_largest_results_bytes', null, w.largest),
+     ('filemark_expired_claims', null, w.expired),
+     ('filemark_claims_total', null, s.processing + coalesce(c.ended, 0)),
+     ('filemark_completions_total', null, (s.tallied -> 'completed' ->> 'files')::numeric),
+     ('filemark_failures_total', null, (s.tallied -> 'failed' ->> 'files')::numeric),
+     ('filemark_lost_leases_total', null, (s.tallied -> 'lost' ->> 'files')::numeric),
+     ('filemark_releases_total', null, (s.tallied -> 'released' ->> 'files')::numeric),
+     ('filemark_registrations_total', null, (s.tallied -> 'registered' ->> 'files')::numeric),
+     ('filemark_overwrites_total', null, (s.tallied -> 'overwritten' ->> 'files')::numeric),
+     ('filemark_records_total', null, (s.tallied -> 'completed' ->> 'records_total')::numeric),
+     ('filemark_records_filtered_total', null, (s.tallied -> 'completed' ->> 'records_filtered')::numeric),
+     ('filemark_records_persisted_total', null, (s.tallied -> 'completed' ->> 'records_persisted')::numeric),
+     ('filemark_records_rejected_total', null, (s.tallied -> 'completed' ->> 'records_rejected')::numeric)
    ) v (metric, label, value);
 end
 $$;
 
--- Counters of pipelines. A claim is counted when it ends, and while it is in progress.
-create function filemark.pipeline_counters()
-returns table (metric text, labels text, value numeric)
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return query
-  select v.metric, filemark.metric_label('pipeline', p.pipeline), coalesce(v.value, 0)
-    from filemark.pipelines p
-   cross join lateral (
-     select count(*) as claims
-       from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline and f.lease_check_at is not null
-   ) w
-   cross join lateral (
-     select sum(n.files) filter (
-              where n.what in ('completed', 'superseded', 'failed', 'released', 'lost', 'taken')) as ended,
-            sum(n.files) filter (where n.what = 'completed') as completed,
-            sum(n.files) filter (where n.what = 'failed') as failed,
-            sum(n.files) filter (where n.what = 'lost') as lost,
-            sum(n.files) filter (where n.what = 'released') as released,
-            sum(n.files) filter (where n.what = 'registered') as registered,
-            sum(n.files) filter (where n.what = 'overwritten') as overwritten,
-            sum(n.records_total) filter (where n.what = 'completed') as records_total,
-            sum(n.records_filtered) filter (where n.what = 'completed') as records_filtered,
-            sum(n.records_persisted) filter (where n.what = 'completed') as records_persisted,
-            sum(n.records_rejected) filter (where n.what = 'completed') as records_rejected
-       from filemark.totals(p.pipeline) n
-   ) t
-   cross join lateral (values
-     ('filemark_claims_total', w.claims + coalesce(t.ended, 0)),
-     ('filemark_completions_total', t.completed),
-     ('filemark_failures_total', t.failed),
-     ('filemark_lost_leases_total', t.lost),
-     ('filemark_releases_total', t.released),
-     ('filemark_registrations_total', t.registered),
-     ('filemark_overwrites_total', t.overwritten),
-     ('filemark_records_total', t.records_total),
-     ('filemark_records_filtered_total', t.records_filtered),
-     ('filemark_records_persisted_total', t.records_persisted),
-     ('filemark_records_rejected_total', t.records_rejected)
-   ) v (metric, value);
-end
-$$;
-
--- Gauges of upkeep. What is zero is said too, so that a query about it has an answer.
-create function filemark.upkeep_gauges()
+-- Of upkeep. What is zero is said too, so that a query about it has an answer.
+create function filemark.upkeep_samples()
 returns table (metric text, labels text, value numeric)
 language plpgsql
 stable
@@ -214,9 +184,7 @@ begin
       join (select v.metric,
                    string_agg(format(E'%s%s %s\n', v.metric, '{' || nullif(v.labels, '') || '}',
                                      trim_scale(round(v.value, 3))), '' order by v.labels) as lines
-              from (select * from filemark.pipeline_gauges()
-                    union all select * from filemark.pipeline_counters()
-                    union all select * from filemark.upkeep_gauges()) v
+              from (select * from filemark.pipeline_samples() union all select * from filemark.upkeep_samples()) v
              group by v.metric) s on s.metric = f.metric);
 end
 $$;

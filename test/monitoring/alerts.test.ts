@@ -272,6 +272,18 @@ describe('who keeps dead rows from being removed', () => {
   })
 })
 
+test('the oldest file is found however many priorities there are', async () => {
+  await configure(db.sql, { max_backlog_age_seconds: 60 })
+  const files = Array.from({ length: 150 }, (_, index) => ({ file_url: `f${index}`, priority: index }))
+  await register(
+    db.sql,
+    ...files.map((file) => ({ ...file, available_at: ago(file.priority === 0 ? 90 : 30) })),
+  )
+  expect(await names()).toEqual(['backlog_age'])
+  await claim(db.sql, 'f0')
+  expect(await names()).toEqual([])
+})
+
 test('each pipeline has alerts of its own, by its own settings', async () => {
   for (const pipeline of ['one', 'two']) {
     await configure(db.sql, { max_backlog_age_seconds: pipeline === 'one' ? 60 : 600 }, pipeline)

@@ -104,7 +104,7 @@ export const situations: Record<string, Situation> = {
   },
   backlog_age: {
     severity: 'critical',
-    names: ['2 file(s)', 'longer than 60 seconds', 'for 90'],
+    names: ['waiting for 90 seconds', 'longer than 60'],
     async arise(sql) {
       await configure(sql, { max_backlog_age_seconds: 60 })
       await register(
