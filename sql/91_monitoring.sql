@@ -20,6 +20,7 @@ returns table (
 language plpgsql
 immutable
 set search_path = ''
+rows 1
 as $$
 begin
   return query select 300, 10, 120, 3600, 900, 10000::bigint;

@@ -391,6 +391,7 @@ CREATE OR REPLACE FUNCTION filemark.alert_limits()
   )
   LANGUAGE plpgsql
   IMMUTABLE
+  ROWS 1
   SET search_path TO ''
   AS $function$
 begin
