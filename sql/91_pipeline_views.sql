@@ -82,9 +82,9 @@ select p.pipeline, p.paused, q.due, q.due_retries, q.waiting, q.oldest_due_at,
   from filemark.pipelines p
  cross join lateral (
    select count(*) filter (where f.available_at <= statement_timestamp()) as due,
-          count(*) filter (where f.available_at <= statement_timestamp() and f.status = 'failed') as due_retries,
-          count(*) filter (where f.available_at > statement_timestamp()) as waiting,
-          min(f.available_at) filter (where f.available_at <= statement_timestamp()) as oldest_due_at
+          count(*) filter (where f.status = 'failed' and f.available_at <= statement_timestamp()) as due_retries,
+          count(*) - count(*) filter (where f.available_at <= statement_timestamp()) as waiting,
+          case when min(f.available_at) <= statement_timestamp() then min(f.available_at) end as oldest_due_at
      from filemark.file_checkpoints f
     where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
  ) q
