@@ -1267,6 +1267,7 @@ export type Database = {
         Returns: undefined
       }
       notify_alert: { Args: { p_change: Json }; Returns: undefined }
+      oldest_available_at: { Args: { p_pipeline: string }; Returns: string }
       on_one_line: { Args: { p_length?: number; p_text: string }; Returns: string }
       open_dead_letter: {
         Args: {
@@ -1296,15 +1297,25 @@ export type Database = {
           value: number
         }[]
       }
-      pipeline_counters: {
-        Args: Record<PropertyKey, never>
+      pipeline_numbers: {
+        Args: { p_pipeline: string }
         Returns: {
-          labels: string
-          metric: string
-          value: number
+          completed: number
+          dead_letter: number
+          failed: number
+          first_pending_at: string
+          pending: number
+          pipeline: string
+          processing: number
+          records_filtered: number
+          records_persisted: number
+          records_rejected: number
+          records_total: number
+          skipped: number
+          tallied: Json
         }[]
       }
-      pipeline_gauges: {
+      pipeline_samples: {
         Args: Record<PropertyKey, never>
         Returns: {
           labels: string
@@ -1588,7 +1599,7 @@ export type Database = {
           job: string
         }[]
       }
-      upkeep_gauges: {
+      upkeep_samples: {
         Args: Record<PropertyKey, never>
         Returns: {
           labels: string

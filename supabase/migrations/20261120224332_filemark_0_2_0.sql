@@ -391,6 +391,7 @@ CREATE OR REPLACE FUNCTION filemark.alert_limits()
   )
   LANGUAGE plpgsql
   IMMUTABLE
+  ROWS 1
   SET search_path TO ''
   AS $function$
 begin
@@ -1910,6 +1911,37 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION filemark.oldest_available_at (
+  p_pipeline text
+)
+  RETURNS timestamp WITH time zone
+  LANGUAGE plpgsql
+  STABLE
+  SET search_path TO ''
+  AS $function$
+declare
+  v_first record;
+  v_oldest timestamptz;
+  -- Above every priority.
+  v_priority bigint := 2147483648;
+begin
+  for v_round in 1 .. 100 loop
+    select f.priority, f.available_at into v_first
+      from filemark.file_checkpoints f
+     where f.pipeline = p_pipeline and f.status in ('pending', 'failed') and f.priority < v_priority
+     order by f.priority desc, f.available_at
+     limit 1;
+    if not found then
+      return v_oldest;
+    end if;
+    v_priority := v_first.priority;
+    v_oldest := least(v_oldest, v_first.available_at);
+  end loop;
+  return (select min(f.available_at) from filemark.file_checkpoints f
+           where f.pipeline = p_pipeline and f.status in ('pending', 'failed'));
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION filemark.on_one_line (
   p_text   text,
   p_length integer DEFAULT 3000
@@ -2073,18 +2105,16 @@ begin
   select 'backlog_age', 'critical', p.pipeline,
          extract(epoch from statement_timestamp() - q.oldest)::double precision, p.max_backlog_age_seconds,
          q.oldest + make_interval(secs => p.max_backlog_age_seconds),
-         format('pipeline "%s": %s file(s) wait for longer than %s seconds, the first for %s', p.pipeline, q.files,
-                p.max_backlog_age_seconds, round(extract(epoch from statement_timestamp() - q.oldest))),
+         format('pipeline "%s": a file has been waiting for %s seconds, longer than %s', p.pipeline,
+                round(extract(epoch from statement_timestamp() - q.oldest)), p.max_backlog_age_seconds),
          format('Start workers, or allow more than max_concurrency: '
                 'select * from filemark.backlog where pipeline = %L;', p.pipeline)
     from filemark.pipelines p
    cross join lateral (
-     select min(f.available_at) as oldest, count(*) as files
-       from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
-        and f.available_at <= statement_timestamp() - make_interval(secs => p.max_backlog_age_seconds)
+     select filemark.oldest_available_at(p.pipeline) as oldest
+      where p.max_backlog_age_seconds is not null and not p.paused offset 0
    ) q
-   where p.max_backlog_age_seconds is not null and not p.paused and q.files > 0
+   where q.oldest < statement_timestamp() - make_interval(secs => p.max_backlog_age_seconds)
   union all
   select 'failure_ratio', 'critical', p.pipeline, e.failed::double precision / e.ended, p.max_failure_ratio, r.since,
          format('pipeline "%s": %s of %s attempts failed in this hour and the last, more than %s %%', p.pipeline,
@@ -2103,11 +2133,23 @@ begin
 end
 $function$;
 
-CREATE OR REPLACE FUNCTION filemark.pipeline_counters()
+CREATE OR REPLACE FUNCTION filemark.pipeline_numbers (
+  p_pipeline text
+)
   RETURNS TABLE (
-    metric text,
-    labels text,
-    value  numeric
+    pipeline          text,
+    pending           bigint,
+    failed            bigint,
+    first_pending_at  timestamp with time zone,
+    processing        bigint,
+    dead_letter       bigint,
+    skipped           bigint,
+    completed         bigint,
+    records_total     numeric,
+    records_filtered  numeric,
+    records_persisted numeric,
+    records_rejected  numeric,
+    tallied           jsonb
   )
   LANGUAGE plpgsql
   STABLE
@@ -2115,45 +2157,44 @@ CREATE OR REPLACE FUNCTION filemark.pipeline_counters()
   AS $function$
 begin
   return query
-  select v.metric, filemark.metric_label('pipeline', p.pipeline), coalesce(v.value, 0)
+  select p.pipeline::text, q.pending, q.failed, q.first_pending_at, w.processing, k.dead_letter, k.skipped, t.completed,
+         t.records_total, t.records_filtered, t.records_persisted, t.records_rejected, t.tallied
     from filemark.pipelines p
    cross join lateral (
-     select count(*) as claims
+     -- As few comparisons per file as will do: most of the time goes into these.
+     select count(*) - count(*) filter (where f.status = 'failed') as pending,
+            count(*) filter (where f.status = 'failed') as failed,
+            min(f.available_at) filter (where f.status = 'pending') as first_pending_at
+       from filemark.file_checkpoints f
+      where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
+   ) q
+   cross join lateral (
+     select count(*) as processing
        from filemark.file_checkpoints f
       where f.pipeline = p.pipeline and f.lease_check_at is not null
    ) w
    cross join lateral (
-     select sum(n.files) filter (
-              where n.what in ('completed', 'superseded', 'failed', 'released', 'lost', 'taken')) as ended,
-            sum(n.files) filter (where n.what = 'completed') as completed,
-            sum(n.files) filter (where n.what = 'failed') as failed,
-            sum(n.files) filter (where n.what = 'lost') as lost,
-            sum(n.files) filter (where n.what = 'released') as released,
-            sum(n.files) filter (where n.what = 'registered') as registered,
-            sum(n.files) filter (where n.what = 'overwritten') as overwritten,
-            sum(n.records_total) filter (where n.what = 'completed') as records_total,
-            sum(n.records_filtered) filter (where n.what = 'completed') as records_filtered,
-            sum(n.records_persisted) filter (where n.what = 'completed') as records_persisted,
-            sum(n.records_rejected) filter (where n.what = 'completed') as records_rejected
-       from filemark.totals(p.pipeline) n
+     select count(*) filter (where f.status = 'dead_letter') as dead_letter,
+            count(*) filter (where f.status = 'skipped') as skipped
+       from filemark.file_checkpoints f
+      where f.pipeline = p.pipeline and f.status in ('dead_letter', 'skipped')
+   ) k
+   cross join lateral (
+     select coalesce(sum(s.files * s.sign), 0)::bigint as completed,
+            coalesce(sum(s.records_total::numeric * s.sign), 0) as records_total,
+            coalesce(sum(s.records_filtered::numeric * s.sign), 0) as records_filtered,
+            coalesce(sum(s.records_persisted::numeric * s.sign), 0) as records_persisted,
+            coalesce(sum(s.records_rejected::numeric * s.sign), 0) as records_rejected,
+            coalesce(jsonb_object_agg(s.what, to_jsonb(s)), '{}') as tallied
+       from (select n.*, case n.what when 'completed' then 1 when 'reopened' then -1 end as sign
+               from filemark.totals(p.pipeline) n) s
    ) t
-   cross join lateral (values
-     ('filemark_claims_total', w.claims + coalesce(t.ended, 0)),
-     ('filemark_completions_total', t.completed),
-     ('filemark_failures_total', t.failed),
-     ('filemark_lost_leases_total', t.lost),
-     ('filemark_releases_total', t.released),
-     ('filemark_registrations_total', t.registered),
-     ('filemark_overwrites_total', t.overwritten),
-     ('filemark_records_total', t.records_total),
-     ('filemark_records_filtered_total', t.records_filtered),
-     ('filemark_records_persisted_total', t.records_persisted),
-     ('filemark_records_rejected_total', t.records_rejected)
-   ) v (metric, value);
+   where p_pipeline is null or p.pipeline = p_pipeline
+   order by p.pipeline;
 end
 $function$;
 
-CREATE OR REPLACE FUNCTION filemark.pipeline_gauges()
+CREATE OR REPLACE FUNCTION filemark.pipeline_samples()
   RETURNS TABLE (
     metric text,
     labels text,
@@ -2165,8 +2206,8 @@ CREATE OR REPLACE FUNCTION filemark.pipeline_gauges()
   AS $function$
 begin
   return query
-  select v.metric, filemark.metric_label('pipeline', s.pipeline) || coalesce(',' || v.label, ''), v.value
-    from public.pipeline_stats() s
+  select v.metric, filemark.metric_label('pipeline', s.pipeline) || coalesce(',' || v.label, ''), coalesce(v.value, 0)
+    from filemark.pipeline_numbers(null) s
     join filemark.pipelines p on p.pipeline = s.pipeline
    cross join lateral (
      select max(extract(epoch from statement_timestamp() - greatest(f.checkpointed_at, f.started_at))) as age,
@@ -2178,6 +2219,11 @@ begin
    cross join lateral (
      select max(h.history_length) as longest from filemark.watched_histories h where h.pipeline = s.pipeline
    ) l
+   cross join lateral (
+     select sum((e.value ->> 'files')::numeric) as ended
+       from jsonb_each(s.tallied) e
+      where e.key in ('completed', 'superseded', 'failed', 'released', 'lost', 'taken')
+   ) c
    cross join lateral (values
      ('filemark_files', 'status="pending"', s.pending::numeric),
      ('filemark_files', 'status="processing"', s.processing),
@@ -2185,13 +2231,25 @@ begin
      ('filemark_files', 'status="failed"', s.failed),
      ('filemark_files', 'status="dead_letter"', s.dead_letter),
      ('filemark_files', 'status="skipped"', s.skipped),
-     ('filemark_oldest_pending_age_seconds', null, coalesce(s.oldest_pending_age_seconds::numeric, 0)),
+     ('filemark_oldest_pending_age_seconds', null,
+      greatest(extract(epoch from statement_timestamp() - s.first_pending_at), 0)),
      ('filemark_pipeline_paused', null, p.paused::int),
      ('filemark_checkpoint_age_seconds', null, greatest(w.age, 0)),
-     ('filemark_checkpoint_history_size', null, coalesce(l.longest, 0)),
-     ('filemark_results_bytes', null, coalesce(w.results_bytes, 0)),
-     ('filemark_largest_results_bytes', null, coalesce(w.largest, 0)),
-     ('filemark_expired_claims', null, w.expired)
+     ('filemark_checkpoint_history_size', null, l.longest),
+     ('filemark_results_bytes', null, w.results_bytes),
+     ('filemark_largest_results_bytes', null, w.largest),
+     ('filemark_expired_claims', null, w.expired),
+     ('filemark_claims_total', null, s.processing + coalesce(c.ended, 0)),
+     ('filemark_completions_total', null, (s.tallied -> 'completed' ->> 'files')::numeric),
+     ('filemark_failures_total', null, (s.tallied -> 'failed' ->> 'files')::numeric),
+     ('filemark_lost_leases_total', null, (s.tallied -> 'lost' ->> 'files')::numeric),
+     ('filemark_releases_total', null, (s.tallied -> 'released' ->> 'files')::numeric),
+     ('filemark_registrations_total', null, (s.tallied -> 'registered' ->> 'files')::numeric),
+     ('filemark_overwrites_total', null, (s.tallied -> 'overwritten' ->> 'files')::numeric),
+     ('filemark_records_total', null, (s.tallied -> 'completed' ->> 'records_total')::numeric),
+     ('filemark_records_filtered_total', null, (s.tallied -> 'completed' ->> 'records_filtered')::numeric),
+     ('filemark_records_persisted_total', null, (s.tallied -> 'completed' ->> 'records_persisted')::numeric),
+     ('filemark_records_rejected_total', null, (s.tallied -> 'completed' ->> 'records_rejected')::numeric)
    ) v (metric, label, value);
 end
 $function$;
@@ -3515,7 +3573,7 @@ begin
 end
 $function$;
 
-CREATE OR REPLACE FUNCTION filemark.upkeep_gauges()
+CREATE OR REPLACE FUNCTION filemark.upkeep_samples()
   RETURNS TABLE (
     metric text,
     labels text,
@@ -3971,9 +4029,7 @@ begin
       join (select v.metric,
                    string_agg(format(E'%s%s %s\n', v.metric, '{' || nullif(v.labels, '') || '}',
                                      trim_scale(round(v.value, 3))), '' order by v.labels) as lines
-              from (select * from filemark.pipeline_gauges()
-                    union all select * from filemark.pipeline_counters()
-                    union all select * from filemark.upkeep_gauges()) v
+              from (select * from filemark.pipeline_samples() union all select * from filemark.upkeep_samples()) v
              group by v.metric) s on s.metric = f.metric);
 end
 $function$;
@@ -4224,53 +4280,27 @@ CREATE OR REPLACE FUNCTION public.pipeline_stats (
   SET jit TO 'off'
   AS $function$
 declare
+  v_max constant bigint := 9223372036854775807;
   v_now timestamptz := clock_timestamp();
 begin
   return query
-  select p.pipeline::text, q.pending, w.processing, t.completed, q.failed, k.dead_letter, k.skipped,
-         q.pending + w.processing + t.completed + q.failed + k.dead_letter + k.skipped,
-         extract(epoch from v_now - q.oldest_pending)::double precision, t.records_total, t.records_filtered,
-         t.records_persisted, t.records_rejected,
-         (q.failed + k.dead_letter)::double precision / nullif(t.completed + q.failed + k.dead_letter, 0),
+  select n.pipeline, n.pending, n.processing, n.completed, n.failed, n.dead_letter, n.skipped,
+         n.pending + n.processing + n.completed + n.failed + n.dead_letter + n.skipped,
+         case when n.first_pending_at <= v_now then
+           extract(epoch from v_now - n.first_pending_at)::double precision
+         end,
+         least(n.records_total, v_max)::bigint, least(n.records_filtered, v_max)::bigint,
+         least(n.records_persisted, v_max)::bigint, least(n.records_rejected, v_max)::bigint,
+         (n.failed + n.dead_letter)::double precision / nullif(n.completed + n.failed + n.dead_letter, 0),
          l.completed_at
-    from filemark.pipelines p
-   cross join lateral (
-     select count(*) filter (where f.status = 'pending') as pending,
-            count(*) filter (where f.status = 'failed') as failed,
-            min(f.available_at) filter (where f.status = 'pending' and f.available_at <= v_now) as oldest_pending
-       from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline and f.status in ('pending', 'failed')
-   ) q
-   cross join lateral (
-     select count(*) as processing
-       from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline and f.lease_check_at is not null
-   ) w
-   cross join lateral (
-     select count(*) filter (where f.status = 'dead_letter') as dead_letter,
-            count(*) filter (where f.status = 'skipped') as skipped
-       from filemark.file_checkpoints f
-      where f.pipeline = p.pipeline and f.status in ('dead_letter', 'skipped')
-   ) k
-   cross join lateral (
-     -- What was completed and is no more, because it was requeued, skipped or overwritten, counts against it.
-     select coalesce(sum(s.files * s.sign), 0)::bigint as completed,
-            least(coalesce(sum(s.records_total * s.sign), 0), 9223372036854775807)::bigint as records_total,
-            least(coalesce(sum(s.records_filtered * s.sign), 0), 9223372036854775807)::bigint as records_filtered,
-            least(coalesce(sum(s.records_persisted * s.sign), 0), 9223372036854775807)::bigint as records_persisted,
-            least(coalesce(sum(s.records_rejected * s.sign), 0), 9223372036854775807)::bigint as records_rejected
-       from (select n.*, case n.what when 'completed' then 1 when 'reopened' then -1 end as sign
-               from filemark.totals(p.pipeline) n) s
-   ) t
+    from filemark.pipeline_numbers(p_pipeline) n
     left join lateral (
       select f.completed_at
         from filemark.file_checkpoints f
-       where f.pipeline = p.pipeline and f.completed_at is not null
+       where f.pipeline = n.pipeline and f.completed_at is not null
        order by f.completed_at desc
        limit 1
-   ) l on true
-   where p_pipeline is null or p.pipeline = p_pipeline
-   order by p.pipeline;
+    ) l on true;
 end
 $function$;
 
@@ -5023,9 +5053,12 @@ CREATE VIEW "filemark"."backlog" WITH (security_invoker=true) AS  SELECT p.pipel
     (((q.due * 3600))::double precision / NULLIF(d.completed_per_hour, (0)::double precision)) AS estimated_seconds_left
    FROM (((filemark.pipelines p
      CROSS JOIN LATERAL ( SELECT count(*) FILTER (WHERE (f.available_at <= statement_timestamp())) AS due,
-            count(*) FILTER (WHERE ((f.available_at <= statement_timestamp()) AND (f.status = 'failed'::text))) AS due_retries,
-            count(*) FILTER (WHERE (f.available_at > statement_timestamp())) AS waiting,
-            min(f.available_at) FILTER (WHERE (f.available_at <= statement_timestamp())) AS oldest_due_at
+            count(*) FILTER (WHERE ((f.status = 'failed'::text) AND (f.available_at <= statement_timestamp()))) AS due_retries,
+            (count(*) - count(*) FILTER (WHERE (f.available_at <= statement_timestamp()))) AS waiting,
+                CASE
+                    WHEN (min(f.available_at) <= statement_timestamp()) THEN min(f.available_at)
+                    ELSE NULL::timestamp with time zone
+                END AS oldest_due_at
            FROM filemark.file_checkpoints f
           WHERE ((f.pipeline = p.pipeline) AND (f.status = ANY (ARRAY['pending'::text, 'failed'::text])))) q)
      CROSS JOIN LATERAL ( SELECT count(*) AS in_progress
@@ -6134,6 +6167,8 @@ REVOKE ALL ON FUNCTION "filemark"."note_purged_etag"(text, text, text, text, tim
 
 REVOKE ALL ON FUNCTION "filemark"."notify_alert"(jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION "filemark"."oldest_available_at"(text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION "filemark"."on_one_line"(text, integer) FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION "filemark"."on_one_line"(text, integer) TO "filemark_operator", "filemark_worker";
@@ -6142,9 +6177,9 @@ REVOKE ALL ON FUNCTION "filemark"."open_dead_letter"(filemark.file_checkpoints, 
 
 REVOKE ALL ON FUNCTION "filemark"."pipeline_alerts"() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION "filemark"."pipeline_counters"() FROM PUBLIC;
+REVOKE ALL ON FUNCTION "filemark"."pipeline_numbers"(text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION "filemark"."pipeline_gauges"() FROM PUBLIC;
+REVOKE ALL ON FUNCTION "filemark"."pipeline_samples"() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION "filemark"."post_alerts"(jsonb) FROM PUBLIC;
 
@@ -6206,7 +6241,7 @@ REVOKE ALL ON FUNCTION "filemark"."unschedule_maintenance"() FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION "filemark"."unschedule_maintenance"() TO "filemark_operator";
 
-REVOKE ALL ON FUNCTION "filemark"."upkeep_gauges"() FROM PUBLIC;
+REVOKE ALL ON FUNCTION "filemark"."upkeep_samples"() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION "filemark"."webhook_headers"(jsonb) FROM PUBLIC;
 
