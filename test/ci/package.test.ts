@@ -48,17 +48,20 @@ describe('the packed package', () => {
   })
   afterAll(() => rm(directory, { recursive: true }))
 
+  // Where CI is set, tools take the terminal for one with colours.
+  const plain = { NO_COLOR: '1' }
   // A package of ES modules: what CommonJS without require(esm) makes of it does not count.
   const linters = [
     {
       name: 'publint',
-      lint: (file: string) => runTool('publint', ['run', file, '--strict']),
+      lint: (file: string) => runTool('publint', ['run', file, '--strict'], plain),
       praise: 'All good!',
       blame: 'missing.d.ts but the file does not exist',
     },
     {
       name: 'attw',
-      lint: (file: string) => runTool('attw', [file, '--profile', 'esm-only', '--no-emoji']),
+      lint: (file: string) =>
+        runTool('attw', [file, '--profile', 'esm-only', '--no-emoji', '--format', 'ascii'], plain),
       praise: 'node16 (from ESM): OK (ESM)',
       blame: 'node16 (from ESM): Used fallback condition',
     },
