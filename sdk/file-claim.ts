@@ -1,4 +1,5 @@
 import { encodeJson } from './arguments.ts'
+import { ClaimPosition, positionOf, type SaveArguments } from './claim-position.ts'
 import type { CallOptions, Connection, NumberWithin, Transaction, WriteOptions } from './connection.ts'
 import { reportError } from './error-report.ts'
 import {
@@ -83,26 +84,6 @@ const BACK_AT_COMMITTED =
 
 type ClaimRow = RowOf<'claim_file'>
 
-/** Where the file stands. */
-interface Position {
-  cursor: Json
-  itemsProcessed: number
-  itemsTotal: number | null
-  accumulatedResults: Json
-  checkpointSeq: number
-}
-
-/** Saves in one transaction: where the claim stood before, and which saves were the first and the latest. */
-interface UncommittedSaves {
-  /** The object alone does not tell a transaction: a node-postgres Client runs one after the other. */
-  tx: Transaction
-  transaction: string | undefined
-  before: Position
-  first: string
-  beforeLatest: Position
-  latest: string
-}
-
 /** What only processFile may do with a claim. */
 export let claimControl: {
   /** Aborts the signal, so that whoever works on the claim stops. */
@@ -143,15 +124,7 @@ export class FileClaim {
   readonly #context: ClaimContext
   readonly #abort = new AbortController()
   #leaseExpiresAt: Date
-  /** The last save, and the last one that is known to be committed. */
-  #position: Position
-  #committed: Position
-  /** The last transaction with saves in it, which may have been rolled back since. */
-  #uncommitted: UncommittedSaves | undefined
-  /** A save that got no answer: it may have taken effect or not. */
-  #unanswered: string | undefined
-  /** Must the position be read again before the next save? */
-  #stale = false
+  readonly #position: ClaimPosition
   #end: ClaimEnd | undefined
   #endsUnderWay = 0
   /** Saves run one after the other, in the order in which they were called. */
@@ -180,35 +153,35 @@ export class FileClaim {
     this.maxAttempts = row.maxAttempts
     this.leaseSeconds = row.leaseSeconds
     this.#leaseExpiresAt = row.leaseExpiresAt as Date
-    this.#position = this.#committed = positionOf(row)
+    this.#position = new ClaimPosition(positionOf(row))
   }
 
   /** The next position to process; null: from the beginning. */
   get cursor(): Json {
-    return this.#position.cursor
+    return this.#position.current.cursor
   }
 
   /** Is there a checkpoint to go on from? */
   get hasCheckpoint(): boolean {
-    return this.#position.checkpointSeq > 0
+    return this.checkpointSeq > 0
   }
 
   /** Items done so far in the whole file. */
   get itemsProcessed(): number {
-    return this.#position.itemsProcessed
+    return this.#position.current.itemsProcessed
   }
 
   get itemsTotal(): number | null {
-    return this.#position.itemsTotal
+    return this.#position.current.itemsTotal
   }
 
   get accumulatedResults(): Json {
-    return this.#position.accumulatedResults
+    return this.#position.current.accumulatedResults
   }
 
   /** The number of the last checkpoint; 0: none. */
   get checkpointSeq(): number {
-    return this.#position.checkpointSeq
+    return this.#position.current.checkpointSeq
   }
 
   /** The end of the lease by the database's clock, as of the last renewal. */
@@ -288,7 +261,7 @@ export class FileClaim {
     options: WriteOptions = {},
   ): Promise<{ outcome: CompletionOutcome }> {
     return await this.#finish(async () => {
-      if (this.#uncommitted) await this.#checkPosition(options)
+      if (this.#position.isUncommitted) await this.#checkPosition(options)
       const [row] = await this.#context.connection.call(
         'complete_file',
         {
@@ -372,10 +345,6 @@ export class FileClaim {
     }
   }
 
-  /**
-   * Saves under the next number; or under its old one, when it is the same save as in a transaction before, which was
-   * rolled back then: it is saved now, or acknowledged if it was committed after all.
-   */
   async #save<Args extends SaveArguments, Row extends { checkpointSeq: number; leaseExpiresAt: Date }>(
     args: Args,
     { tx, signal }: WriteOptions,
@@ -384,55 +353,24 @@ export class FileClaim {
       within: NumberWithin | undefined,
     ) => Promise<{ rows: Row[]; transaction: string | undefined }>,
   ): Promise<Row> {
-    // What tells one save from another; only looked at when the last one is in doubt, or may come to be.
-    const request = tx || this.#uncommitted || this.#unanswered ? textOf(args) : ''
-    if (this.#stale || (this.#unanswered !== undefined && (tx || this.#unanswered !== request))) {
-      await this.#checkPosition({ tx, signal })
-    }
-    const last = this.#uncommitted
-    // Where this save was made before, if it is one of the last transaction once more.
-    const old =
-      request === last?.first ? last.before : request === last?.latest ? last.beforeLatest : undefined
-    const next = this.#position.checkpointSeq + 1
-    let row: Row
-    let transaction: string | undefined
+    if (this.#position.isInDoubt(args, tx)) await this.#checkPosition({ tx, signal })
+    const save = this.#position.plan(args, tx)
     try {
-      const numbered = { ...this.#key(), ...args, p_checkpoint_seq: old ? old.checkpointSeq + 1 : next }
-      const within =
-        old && last?.transaction && last.tx === tx
-          ? { transaction: last.transaction, checkpointSeq: next }
-          : undefined
-      const answer = await send(numbered, within)
-      row = answer.rows[0] as Row
-      transaction = answer.transaction
+      const numbered = { ...this.#key(), ...args, p_checkpoint_seq: save.checkpointSeq }
+      const { rows, transaction } = await send(numbered, save.within)
+      const row = rows[0] as Row
+      this.#position.noteSaved(save, row.checkpointSeq, transaction)
+      this.#leaseExpiresAt = row.leaseExpiresAt
+      // A claim that ended in a transaction and can save again has not ended.
+      this.#end = undefined
+      return row
     } catch (error) {
       if (error instanceof CheckpointConflictError) throw await this.#fallBack(error, tx)
       if (!(error instanceof FilemarkError) || error instanceof UnavailableError) {
-        if (tx) this.#stale = true
-        else this.#unanswered = textOf(args)
+        this.#position.noteUnanswered(save)
       }
       throw error
     }
-
-    const isSame = tx !== undefined && last?.tx === tx && last.transaction === transaction
-    const base = (!isSame && old) || this.#position
-    // A save that follows those of another transaction shows that they were committed.
-    if (last && !isSame && !old) this.#committed = this.#position
-    this.#position = {
-      cursor: args.p_cursor,
-      itemsProcessed: args.p_items_processed,
-      itemsTotal: args.p_items_total ?? base.itemsTotal,
-      accumulatedResults: args.p_accumulated_results ?? base.accumulatedResults,
-      checkpointSeq: row.checkpointSeq,
-    }
-    this.#leaseExpiresAt = row.leaseExpiresAt
-    const { before, first } = isSame ? last : { before: base, first: request }
-    this.#uncommitted = tx && { tx, transaction, before, first, beforeLatest: base, latest: request }
-    if (!tx) this.#committed = this.#position
-    this.#unanswered = undefined
-    // A claim that ended in a transaction and can save again has not ended.
-    this.#end = undefined
-    return row
   }
 
   /** Back to the last committed checkpoint after a refused one. */
@@ -440,10 +378,7 @@ export class FileClaim {
     error: CheckpointConflictError,
     tx: Transaction | undefined,
   ): Promise<CheckpointConflictError> {
-    this.#position = this.#committed
-    this.#uncommitted = undefined
-    this.#unanswered = undefined
-    this.#stale = true
+    this.#position.fallBack()
     // Not while a transaction is open: it may hold the only connection, and is lost anyway.
     if (!tx) await this.#read({}).catch(() => {})
     return new CheckpointConflictError(error.message, {
@@ -455,7 +390,7 @@ export class FileClaim {
 
   /** Refuses to go on when the database is not where the claim, and so whoever works on it, believes it is. */
   async #checkPosition(options: WriteOptions): Promise<void> {
-    const believed = this.#position.checkpointSeq
+    const believed = this.checkpointSeq
     try {
       await this.#read(options)
     } catch (error) {
@@ -463,9 +398,9 @@ export class FileClaim {
       if (error instanceof ClaimLostError) return
       throw error
     }
-    if (this.#position.checkpointSeq !== believed) {
+    if (this.checkpointSeq !== believed) {
       throw new CheckpointConflictError(
-        `the last checkpoint of file "${this.fileUrl}" is ${this.#position.checkpointSeq}, not ${believed}`,
+        `the last checkpoint of file "${this.fileUrl}" is ${this.checkpointSeq}, not ${believed}`,
         { hint: BACK_AT_COMMITTED },
       )
     }
@@ -484,11 +419,8 @@ export class FileClaim {
           : 'The file is gone.',
       })
     }
-    this.#position = this.#committed = positionOf(row)
+    this.#position.noteRead(positionOf(row))
     this.#leaseExpiresAt = row.leaseExpiresAt ?? this.#leaseExpiresAt
-    this.#uncommitted = undefined
-    this.#unanswered = undefined
-    this.#stale = false
     this.#end = undefined
   }
 
@@ -529,14 +461,6 @@ export class FileClaim {
   }
 }
 
-/** What a save sends, but for the file's key and the number. */
-interface SaveArguments {
-  p_cursor: Json
-  p_items_processed: number
-  p_accumulated_results?: Json | undefined
-  p_items_total?: number | undefined
-}
-
 interface FileKey {
   p_file_url: string
   p_claim_token: number
@@ -554,13 +478,4 @@ function saveArguments(checkpoint: Checkpoint): SaveArguments {
       accumulatedResults === undefined ? undefined : copy('p_accumulated_results', accumulatedResults),
     p_items_total: itemsTotal,
   }
-}
-
-function textOf(args: SaveArguments): string {
-  return JSON.stringify(args, (_, value) => (typeof value === 'bigint' ? String(value) : value))
-}
-
-function positionOf(row: Position): Position {
-  const { cursor, itemsProcessed, itemsTotal, accumulatedResults, checkpointSeq } = row
-  return { cursor, itemsProcessed, itemsTotal, accumulatedResults, checkpointSeq }
 }
