@@ -65,6 +65,19 @@ export type FileStatus = 'pending' | 'processing' | 'completed' | 'failed' | 'de
 /** Everything known about a file. */
 export type FileCheckpoint = Omit<RowOf<'get_file_checkpoint'>, 'status'> & { status: FileStatus }
 
+/**
+ * What is left of a file that maintenance purged: it was completed, and nothing else is known but its type, time,
+ * generation and token. `createdAt` is null, which it is of no other file.
+ */
+export type PurgedFile = {
+  [K in keyof FileCheckpoint]: K extends KeptOfPurged
+    ? FileCheckpoint[K]
+    : K extends 'status'
+      ? 'completed'
+      : null
+}
+type KeptOfPurged = 'pipeline' | 'fileUrl' | 'fileType' | 'fileTimestamp' | 'generation' | 'claimToken'
+
 /** A pipeline in numbers. */
 export type PipelineStats = Omit<RowOf<'pipeline_stats'>, NullableStats> & {
   /** How long the file that is due longest has been waiting; null when none is. */
@@ -243,11 +256,11 @@ export class CheckpointManager {
     return file?.status === 'completed'
   }
 
-  /** Everything known about the file; null when it is unknown. */
-  async getFile(url: string, options: CallOptions = {}): Promise<FileCheckpoint | null> {
+  /** Everything known about the file, which is little of a purged one; null when it is unknown. */
+  async getFile(url: string, options: CallOptions = {}): Promise<FileCheckpoint | PurgedFile | null> {
     const args = { p_file_url: url, p_pipeline: this.pipeline }
     const [row] = await this.#connection.call('get_file_checkpoint', args, { signal: options.signal })
-    return (row as FileCheckpoint | undefined) ?? null
+    return (row as FileCheckpoint | PurgedFile | undefined) ?? null
   }
 
   /** Known files by URL, a page at a time: give the last URL of a page as `after` for the next. */

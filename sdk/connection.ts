@@ -220,7 +220,7 @@ function overHttp(client: SupabaseClient): Transport {
     }
     const { data, error, status = 0 } = response
     if (!error) return { value: data }
-    if (error.code ? isPassing(error.code) : isNoAnswer(status)) {
+    if (error.code ? isPassing(error.code) : isNoAnswer(status, error)) {
       const message = error.code || !status ? error.message : `HTTP ${status}`
       throw new NoAnswer(Object.assign(new Error(message), error, { message, status }))
     }
@@ -233,9 +233,12 @@ function abortable(builder: unknown, signal: AbortSignal): unknown {
   return typeof request.abortSignal === 'function' ? request.abortSignal(signal) : request
 }
 
-/** Without an error code: not PostgREST's answer, but that of the network or of something in between. */
-function isNoAnswer(status: number): boolean {
-  return status < 400 || status === 408 || status === 429 || status >= 500
+/**
+ * Without an error code it is not PostgREST's answer, but that of the network or of something in between; unless the code
+ * is there and empty: so PostgREST (12 and others) answers 400 when the server crashes under the call.
+ */
+function isNoAnswer(status: number, error: { code?: string }): boolean {
+  return error.code === '' || status < 400 || status === 408 || status === 429 || status >= 500
 }
 
 // ---- errors

@@ -10,6 +10,7 @@ export {
   type FileToRegister,
   type ListOptions,
   type PipelineStats,
+  type PurgedFile,
   type RegisteredFiles,
   type RequeueOptions,
   type SkipOptions,

@@ -117,6 +117,15 @@ const badSettings = {
   max_rejected_ratio: [-0.1, 1.1, '0.5', true],
 }
 
+const maintenanceTask: Call = {
+  good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
+  bad: {
+    p_limit: from('0', '-1', '1000001', '(-2147483648)'),
+    p_dry_run: ['null'],
+    p_pipeline: optionalText(100),
+  },
+}
+
 export const calls: Record<string, Call> = {
   'public.register_files': {
     good: { p_files: json([file]), p_pipeline: `'default'` },
@@ -518,38 +527,10 @@ export const calls: Record<string, Call> = {
     good: { p_file_url: `'held'`, p_claim_token: '1', p_pipeline: `'default'` },
     bad: { p_file_url: file_url, p_claim_token: claim_token, p_pipeline: pipeline },
   },
-  'filemark.reclaim_stale_claims': {
-    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
-    bad: {
-      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
-      p_dry_run: ['null'],
-      p_pipeline: text(100).slice(1),
-    },
-  },
-  'filemark.truncate_checkpoint_history': {
-    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
-    bad: {
-      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
-      p_dry_run: ['null'],
-      p_pipeline: text(100).slice(1),
-    },
-  },
-  'filemark.clear_completed_checkpoints': {
-    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
-    bad: {
-      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
-      p_dry_run: ['null'],
-      p_pipeline: text(100).slice(1),
-    },
-  },
-  'filemark.purge_files': {
-    good: { p_limit: '1000000', p_dry_run: 'false', p_pipeline: `'default'` },
-    bad: {
-      p_limit: from('0', '-1', '1000001', '(-2147483648)'),
-      p_dry_run: ['null'],
-      p_pipeline: text(100).slice(1),
-    },
-  },
+  'filemark.reclaim_stale_claims': maintenanceTask,
+  'filemark.truncate_checkpoint_history': maintenanceTask,
+  'filemark.clear_completed_checkpoints': maintenanceTask,
+  'filemark.purge_files': maintenanceTask,
   'filemark.run_maintenance': {
     good: { p_limit: '1000000' },
     bad: { p_limit: from('0', '-1', '1000001', '(-2147483648)') },
@@ -590,7 +571,7 @@ export const calls: Record<string, Call> = {
     },
     bad: {
       p_pipeline: pipeline,
-      p_error_like: ['null'],
+      p_error_like: ['null', `'x\\'`],
       p_limit: from('0', '-1', '10001', '(-2147483648)'),
       p_dry_run: ['null'],
       p_reason: [`repeat('x', 10001)`, `repeat('😀', 2501)`],
@@ -601,7 +582,16 @@ export const calls: Record<string, Call> = {
     // Without pg_cron it takes no value; test/operating/schedule.test.ts has the good ones.
     good: { p_every: 'null' },
     bad: {
-      p_every: [`''`, `'0 seconds'`, `'60 seconds'`, `'soon'`, `'* * * *'`, `repeat('* ', 51)`],
+      p_every: [
+        `''`,
+        `'0 seconds'`,
+        `'60 seconds'`,
+        `'5 minutes'`,
+        `'soon'`,
+        `'* * * *'`,
+        `'* * * * * *'`,
+        `repeat('* ', 51)`,
+      ],
     },
     unavailable: 'PT422',
   },
@@ -612,15 +602,15 @@ export const calls: Record<string, Call> = {
   'filemark.held_snapshots': { good: {}, bad: {} },
   'filemark.check_alerts': {
     good: { p_resolve_after_seconds: '0' },
-    bad: { p_resolve_after_seconds: from('-1', '(-2147483648)') },
+    bad: { p_resolve_after_seconds: from('-1', '86401', '(-2147483648)') },
   },
   'filemark.estimate_storage': {
     good: { p_active_files: '1', p_history_entries: '1', p_results_bytes: '1', p_checkpoint_bytes: '1' },
     bad: {
-      p_active_files: count,
-      p_history_entries: count,
-      p_results_bytes: count,
-      p_checkpoint_bytes: count,
+      p_active_files: [...count, '1000000000001'],
+      p_history_entries: [...count, '1000000000001'],
+      p_results_bytes: [...count, '1000000000001'],
+      p_checkpoint_bytes: [...count, '1000000000001'],
     },
   },
   'filemark.set_alert_webhook': {

@@ -8,9 +8,9 @@ import type { Sql } from 'postgres'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { hasPgCron } from '../behaviour/lane.ts'
 import { createDatabase, type TestDatabase } from '../database.ts'
+import { answerOf, type Block, connectLikePsql, readBlocks, readTable } from '../guides.ts'
 import { parseExposition, sampleOf } from '../monitoring/exposition.ts'
 import { until, untilLocked } from '../wait.ts'
-import { answerOf, type Block, connectLikePsql, readBlocks, readTable } from './guide.ts'
 import type { Release, Told } from './night-worker.ts'
 
 // One night. Three workers load the files of three pipelines. One of them is frozen with a file in its hands; one file

@@ -554,6 +554,25 @@ describe.each(Object.entries(clients))('over %s', (_, open) => {
     expect(await checkpoints.claimFile(file(first.fileUrl))).not.toBeNull()
   })
 
+  test('a purged file is processed, and little else is known of it', async () => {
+    const checkpoints = newManager(db.client)
+    const first = await claim(checkpoints)
+    await first.saveCheckpoint({ cursor: 1, itemsProcessed: 1 })
+    await first.complete()
+    await db.query(`select filemark.configure_pipeline('${checkpoints.pipeline}', '{"keep_files_days": 0}')`)
+    await db.query(`select filemark.purge_files(p_pipeline => '${checkpoints.pipeline}')`)
+    expect(await checkpoints.getFile(first.fileUrl)).toMatchObject({
+      status: 'completed',
+      fileType: first.fileType,
+      fileTimestamp: first.fileTimestamp,
+      claimToken: first.claimToken,
+      createdAt: null,
+      itemsProcessed: null,
+    })
+    expect(await checkpoints.isProcessed(first.fileUrl)).toBe(true)
+    expect(await checkpoints.claimFile(file(first.fileUrl))).toBeNull()
+  })
+
   test('stats tells a pipeline in numbers, and nothing of one never used', async () => {
     const checkpoints = newManager(db.client)
     expect(await checkpoints.stats()).toBeNull()

@@ -287,6 +287,20 @@ describe('of supabase-js', () => {
     api.intercept = undefined
   })
 
+  test('what PostgREST says when the connection of the database breaks under a call is no answer', async () => {
+    const checkpoints = newManager(api.client('service_role'))
+    // PostgREST 12 was seen to say this, now and then, when the server crashed.
+    const json = { code: '', details: null, hint: null, message: '' }
+    let requests = 0
+    api.intercept = () => {
+      requests += 1
+      return requests === 1 ? { status: 400, when: 'after', json } : undefined
+    }
+    expect(await checkpoints.claimFile(file('a'))).toMatchObject({ claimToken: 1, attempts: 1 })
+    expect(requests).toBe(2)
+    api.intercept = undefined
+  })
+
   test('a gateway that refuses for good is not asked again', async () => {
     const checkpoints = newManager(api.client('service_role'))
     let requests = 0

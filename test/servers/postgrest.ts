@@ -38,9 +38,12 @@ export interface ApiRequest {
 /**
  * What goes wrong with a request. `drop-request`: it never reaches PostgREST. `drop-answer`: it runs and commits, then
  * the connection breaks without an answer. A status: that answer instead of PostgREST's, `before` (default) or `after`
- * the request has run.
+ * the request has run, with that JSON as its body, or some HTML.
  */
-export type Fault = 'drop-request' | 'drop-answer' | { status: number; when?: 'before' | 'after' }
+export type Fault =
+  | 'drop-request'
+  | 'drop-answer'
+  | { status: number; when?: 'before' | 'after'; json?: object }
 
 export type ApiRole = 'anon' | 'authenticated' | 'service_role'
 
@@ -171,7 +174,7 @@ export async function startPostgrest(options: PostgrestOptions): Promise<Postgre
       return
     }
     if (typeof fault === 'object' && fault.when !== 'after') {
-      refuse(outgoing, fault.status)
+      refuse(outgoing, fault)
       return
     }
     const reply = await new Promise<IncomingMessage>((resolve, reject) => {
@@ -184,7 +187,7 @@ export async function startPostgrest(options: PostgrestOptions): Promise<Postgre
     })
     const content = await read(reply)
     if (fault === 'drop-answer') incoming.socket.destroy()
-    else if (fault) refuse(outgoing, fault.status)
+    else if (fault) refuse(outgoing, fault)
     else outgoing.writeHead(reply.statusCode ?? 502, reply.headers).end(content)
   }
 
@@ -259,8 +262,11 @@ async function read(stream: IncomingMessage): Promise<Buffer> {
   return Buffer.concat(chunks)
 }
 
-function refuse(outgoing: ServerResponse, status: number): void {
-  outgoing.writeHead(status, { 'content-type': 'text/html' }).end(`<html><body>${status}</body></html>`)
+function refuse(outgoing: ServerResponse, { status, json }: { status: number; json?: object }): void {
+  const [type, body] = json
+    ? ['application/json', JSON.stringify(json)]
+    : ['text/html', `<html><body>${status}</body></html>`]
+  outgoing.writeHead(status, { 'content-type': type }).end(body)
 }
 
 function ended(child: ChildProcess): 'ended' | false {
